@@ -1,0 +1,146 @@
+"""RunConfig: everything that decides how a training job runs. The type that enters a probe is the type
+that leaves in best.<gpu>.yaml and the type that production runs.
+
+Durations are counted in samples, so nothing changes its meaning when the batch does.
+"""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from typing import Self
+
+from pydantic import Field, field_validator
+
+from tuner.contract.base import Frozen, Scalar
+
+
+class Precision(StrEnum):
+    """Arithmetic of the forward and backward pass; parameters stay fp32."""
+
+    FP32 = "fp32"
+    TF32 = "tf32"
+    FP16 = "fp16"
+    BF16 = "bf16"
+
+
+class CompileMode(StrEnum):
+    """How the model is run: op by op, through torch.compile in one of its modes, or as a plain CUDA graph."""
+
+    EAGER = "eager"
+    DEFAULT = "default"
+    REDUCE_OVERHEAD = "reduce-overhead"
+    MAX_AUTOTUNE = "max-autotune"
+    CUDAGRAPHS = "cudagraphs"
+
+
+class OptimizerName(StrEnum):
+    ADAM = "adam"
+    ADAMW = "adamw"
+    SGD = "sgd"
+
+
+class ScheduleKind(StrEnum):
+    CONSTANT = "constant"
+    LINEAR = "linear"
+    COSINE = "cosine"
+
+
+class LoaderConfig(Frozen):
+    num_workers: int = Field(default=0, ge=0, le=256)
+    prefetch_factor: int = Field(default=2, ge=1, le=64)
+    """Batches each worker keeps ready; without workers it has no effect."""
+    pin_memory: bool = False
+    persistent_workers: bool = True
+
+
+class OptimizerConfig(Frozen):
+    name: OptimizerName = OptimizerName.ADAM
+    lr: float = Field(gt=0, le=100)
+    """Base rate; a workload's parameter groups are multiples of it."""
+    betas: tuple[float, float] = (0.9, 0.999)
+    eps: float = Field(default=1e-8, gt=0)
+    weight_decay: float = Field(default=0.0, ge=0)
+    momentum: float = Field(default=0.0, ge=0, lt=1)
+    """SGD only."""
+    fused: bool = False
+
+    @field_validator("betas")
+    @classmethod
+    def _betas(cls, value: tuple[float, float]) -> tuple[float, float]:
+        if not all(0 <= beta < 1 for beta in value):
+            raise ValueError("both betas must lie in [0, 1)")
+        return value
+
+
+class ScheduleConfig(Frozen):
+    kind: ScheduleKind = ScheduleKind.CONSTANT
+    warmup_samples: int = Field(default=0, ge=0)
+    final_factor: float = Field(default=0.0, ge=0, le=1)
+    """lr at the horizon as a share of the base lr (linear and cosine)."""
+
+
+class EmaConfig(Frozen):
+    half_life_samples: int = Field(gt=0)
+    """After this many samples the weight of an old parameter value has halved."""
+    warmup_ratio: float = Field(default=0.05, ge=0, le=1)
+    """Early on the half-life is at most this share of the samples seen, so that the average is not the initial weights."""
+
+
+class Cadence(Frozen):
+    """How often production does what, in samples; 0 = never."""
+
+    log_samples: int = Field(default=0, ge=0)
+    evaluate_samples: int = Field(default=0, ge=0)
+    sample_samples: int = Field(default=0, ge=0)
+    checkpoint_samples: int = Field(default=0, ge=0)
+
+
+class LossBands(Frozen):
+    """Where the guide says the total loss should lie; outside `warn_*` production says so."""
+
+    normal_low: float
+    normal_high: float
+    warn_low: float
+    warn_high: float
+
+
+class RunConfig(Frozen):
+    workload: str = Field(pattern=r"^[A-Za-z0-9_.-]{1,128}(:[A-Za-z_][A-Za-z0-9_.]{0,127})?$")
+    """A registered name, or `module:Class`."""
+    options: dict[str, Scalar] = Field(default_factory=dict)
+    """What the workload itself understands: preset, data, model size."""
+    micro_batch_size: int = Field(ge=1, le=1 << 20)
+    accumulation_steps: int = Field(default=1, ge=1, le=1 << 16)
+    world_size: int = Field(default=1, ge=1, le=1 << 16)
+    precision: Precision = Precision.FP32
+    compile: CompileMode = CompileMode.EAGER
+    gradient_checkpointing: bool = False
+    channels_last: bool = False
+    loader: LoaderConfig = LoaderConfig()
+    optimizer: OptimizerConfig
+    schedule: ScheduleConfig = ScheduleConfig()
+    ema: EmaConfig | None = None
+    max_grad_norm: float | None = Field(default=None, gt=0)
+    horizon_samples: int = Field(ge=1)
+    """Length of the production run in samples."""
+    cadence: Cadence = Cadence()
+    loss_bands: LossBands | None = None
+    threads: int = Field(default=0, ge=0, le=1024)
+    """Intra-op CPU threads; 0 = all cores."""
+    seed: int = Field(default=0, ge=0, lt=1 << 31)
+
+    @property
+    def effective_batch_size(self) -> int:
+        return self.micro_batch_size * self.accumulation_steps * self.world_size
+
+    @property
+    def batch_label(self) -> str:
+        """`8x2`: micro-batch x accumulation, as the guides write it."""
+        return f"{self.micro_batch_size}x{self.accumulation_steps}"
+
+    def canonical(self) -> Self:
+        """Equal for configurations that run identically: settings without effect take their default."""
+        if self.loader.num_workers:
+            return self
+        idle = self.loader.model_copy(update={"prefetch_factor": 2, "persistent_workers": True})
+        return self.model_copy(update={"loader": idle})

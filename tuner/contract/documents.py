@@ -1,0 +1,99 @@
+"""YAML text <-> typed values, safely: YAML 1.2 (`3e-4` is a number, `off` a string), no duplicate keys, no aliases,
+bounded size and depth. Every message names the file and the path inside it."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+from typing import Any, TypeVar
+
+from tuner.contract.base import Frozen, parse
+from tuner.contract.errors import ConfigError
+
+MAX_BYTES = 1 << 20
+MAX_DEPTH = 32
+
+_Model = TypeVar("_Model", bound=Frozen)
+
+
+def load_document(cls: type[_Model], text: str, source: str) -> _Model:
+    """Validate YAML `text` as `cls`. Raises ConfigError."""
+    return parse(cls, read_mapping(text, source), source)
+
+
+def read_file(path: Path) -> str:
+    """The text of a YAML file. Raises ConfigError when it cannot be read, is no text, or is over 1 MiB."""
+    try:
+        if path.stat().st_size > MAX_BYTES:
+            raise ConfigError(f"{path}: larger than {MAX_BYTES} bytes; this is no configuration file")
+        return path.read_text(encoding="utf-8")
+    except UnicodeDecodeError:
+        raise ConfigError(f"{path}: not a text file") from None
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be read: {error.strerror}") from None
+
+
+def read_mapping(text: str, source: str) -> dict[str, Any]:
+    """Plain dicts, lists and scalars of a YAML mapping. Raises ConfigError."""
+    from ruamel.yaml import YAML
+    from ruamel.yaml.error import YAMLError
+
+    if len(text) > MAX_BYTES:
+        raise ConfigError(f"{source}: larger than {MAX_BYTES} characters")
+    _refuse_aliases(text, source)
+    loader = YAML(typ="safe", pure=True)
+    try:
+        data = loader.load(text)
+    except YAMLError as error:
+        raise ConfigError(f"{source}: not readable as YAML: {_one_line(error)}") from None
+    except RecursionError:
+        raise ConfigError(f"{source}: nested too deeply") from None
+    if not isinstance(data, dict):
+        raise ConfigError(f"{source}: a mapping of keys to values is expected (got {type(data).__name__})")
+    _check_depth(data, source, 0)
+    return data
+
+
+def write_mapping(data: dict[str, Any], comment: str = "") -> str:
+    """YAML text that `read_mapping` gives back unchanged; `comment` becomes leading `#` lines."""
+    from ruamel.yaml import YAML
+
+    dumper = YAML(typ="safe", pure=True)
+    dumper.default_flow_style = False
+    dumper.sort_base_mapping_type_on_output = False  # type: ignore[assignment]
+    dumper.width = 110
+    out = io.StringIO()
+    dumper.dump(data, out)
+    lead = "".join(f"# {line}\n" for line in comment.splitlines())
+    return lead + out.getvalue()
+
+
+def _refuse_aliases(text: str, source: str) -> None:
+    from ruamel.yaml import YAML
+    from ruamel.yaml.error import YAMLError
+    from ruamel.yaml.tokens import AliasToken
+
+    try:
+        for token in YAML(typ="safe", pure=True).scan(text):
+            if isinstance(token, AliasToken):
+                line = token.start_mark.line + 1
+                raise ConfigError(f"{source}: line {line}: YAML aliases (`*name`) are not allowed; write the value out")
+    except YAMLError as error:
+        raise ConfigError(f"{source}: not readable as YAML: {_one_line(error)}") from None
+
+
+def _check_depth(data: Any, source: str, depth: int) -> None:
+    if depth > MAX_DEPTH:
+        raise ConfigError(f"{source}: nested more than {MAX_DEPTH} levels deep")
+    if isinstance(data, dict):
+        for key, value in data.items():
+            if not isinstance(key, str):
+                raise ConfigError(f"{source}: keys must be text (got {key!r})")
+            _check_depth(value, source, depth + 1)
+    elif isinstance(data, list):
+        for value in data:
+            _check_depth(value, source, depth + 1)
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())[:300]

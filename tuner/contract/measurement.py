@@ -1,0 +1,121 @@
+"""What a probe measured, raw. Statistics are computed when read (`tuner.contract.statistics`)."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+
+from pydantic import Field
+
+from tuner.contract.base import Frozen
+
+
+class Outcome(StrEnum):
+    """How a probe ended. Every exit of a child process maps to exactly one of these."""
+
+    OK = "ok"
+    OOM_DEVICE = "oom_device"
+    OOM_HOST = "oom_host"
+    DIVERGED = "diverged"
+    TIMEOUT = "timeout"
+    UNSUPPORTED = "unsupported"
+    COMPILE_ERROR = "compile_error"
+    LOADER_ERROR = "loader_error"
+    CRASHED = "crashed"
+    NO_RESULT = "no_result"
+    CONTENDED = "contended"
+
+    @property
+    def is_oom(self) -> bool:
+        return self in (Outcome.OOM_DEVICE, Outcome.OOM_HOST)
+
+
+class Interval(Frozen):
+    """A value and the range it lies in with the given confidence."""
+
+    value: float
+    low: float
+    high: float
+    confidence: float = 0.95
+
+
+class MemoryPeak(Frozen):
+    """Bytes at the peak. The gate is on `gate_bytes`."""
+
+    process_bytes: int = Field(ge=0)
+    """Resident host memory of the probe's process at its peak (VmHWM)."""
+    base_bytes: int = Field(default=0, ge=0)
+    """Resident host memory before the model was built: what the imports cost."""
+    allocated_bytes: int | None = None
+    """CUDA allocator: live tensors at the peak."""
+    reserved_bytes: int | None = None
+    """CUDA allocator: memory held from the device at the peak."""
+    context_bytes: int | None = None
+    """Device memory used outside the allocator (CUDA context, libraries), where NVML or mem_get_info tells."""
+
+    @property
+    def gate_bytes(self) -> int:
+        """Reserved + context on a GPU; resident host memory without one."""
+        if self.reserved_bytes is not None:
+            return self.reserved_bytes + (self.context_bytes or 0)
+        return self.process_bytes
+
+
+class Telemetry(Frozen):
+    """Means over the measured steps; None = unknown, never 0."""
+
+    gpu_utilization: float | None = None
+    """Share of time, 0..1, in which a kernel ran."""
+    power_w: float | None = None
+    sm_clock_mhz: float | None = None
+    temperature_c: float | None = None
+    throttled: bool | None = None
+    other_processes: int | None = None
+    """Other processes on the GPU."""
+    host_load: float | None = None
+    """1-minute load average per core when the probe began."""
+    swap_used_bytes: int | None = None
+
+
+class Environment(Frozen):
+    """Where a measurement was taken. Two measurements compare only where these agree."""
+
+    tuner: str
+    python: str
+    torch: str
+    cuda: str | None = None
+    driver: str | None = None
+    device: str
+    """`cpu` or the GPU's name."""
+    capability: tuple[int, int] | None = None
+    cpu: str
+    cpu_count: int
+    threads: int
+    host: str = ""
+    platform: str = ""
+
+
+class Measurement(Frozen):
+    """Raw figures of one measured configuration; one entry per optimizer step, warm-up included."""
+
+    samples_per_step: int = Field(ge=1)
+    step_s: tuple[float, ...]
+    """Wall seconds of each step, from the end of the step before (data wait included). For loader probes: per batch."""
+    data_wait_s: tuple[float, ...] = ()
+    """Part of each step spent waiting for the loader."""
+    losses: dict[str, tuple[float, ...]] = Field(default_factory=dict)
+    """Weighted mean of each loss term per step; `total` is what was differentiated."""
+    warmup_steps: int = Field(default=0, ge=0)
+    """Leading entries of `step_s` that are not steady state, judged and not assumed."""
+    memory: MemoryPeak
+    phases_s: dict[str, float] = Field(default_factory=dict)
+    """Seconds by phase: start, import, build, compile, warmup, measure, teardown (those that occurred)."""
+    reference_s: tuple[float, ...] = ()
+    """Seconds of a fixed piece of work interleaved with the steps: the host's own drift."""
+    telemetry: Telemetry | None = None
+    parameters: int | None = None
+    flops_per_sample: float | None = None
+    """Forward + backward, counted on the model."""
+
+    @property
+    def steady_step_s(self) -> tuple[float, ...]:
+        return self.step_s[self.warmup_steps :]

@@ -1,0 +1,257 @@
+"""ProbeRequest in, a stream of events out: the words between the tuner and its worker processes.
+
+One JSON object a line on a pipe of its own (never stdout). The last line of a good worker is `Finished`.
+"""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from typing import Annotated, Literal, Protocol
+
+from pydantic import Field, TypeAdapter
+
+from tuner.contract.base import Frozen, Scalar
+from tuner.contract.config import RunConfig
+from tuner.contract.gpu import DeviceInfo
+from tuner.contract.measurement import Environment, Measurement, Outcome
+from tuner.contract.workload import WorkloadInfo
+
+
+class ProbeKind(StrEnum):
+    DESCRIBE = "describe"
+    """What is this machine, what is this workload. No points."""
+    PREPARE = "prepare"
+    """Data made ready and cached, once. No points."""
+    LOADER = "loader"
+    """Batches per second without a model."""
+    COMPUTE = "compute"
+    """Steps on resident batches, no loader; several points of one compile mode in one process."""
+    TRACE = "trace"
+    """Peak memory predicted without running (fake tensors)."""
+    EQUIVALENCE = "equivalence"
+    """Gradient of the first point against the second at the same samples: `relative_l2`."""
+    LR = "lr"
+    """Loss at equal samples; one process per value and seed."""
+    END_TO_END = "end_to_end"
+    """The production loop for a few seconds, in a process of its own. An Optuna trial."""
+    TRAIN = "train"
+    """The production run itself."""
+
+
+class Stage(StrEnum):
+    """Where in the search a probe belongs."""
+
+    SETUP = "setup"
+    BASELINE = "baseline"
+    EQUIVALENCE = "equivalence"
+    LOADER = "loader"
+    FLAGS = "flags"
+    BATCH = "batch"
+    VERIFY = "verify"
+    POLISH = "polish"
+    LR = "lr"
+    SAMPLER = "sampler"
+    GATE = "gate"
+    SOAK = "soak"
+    HAND = "hand"
+    PRODUCTION = "production"
+
+
+class ProbeLimits(Frozen):
+    measure_s: float = Field(default=3.0, gt=0)
+    """Steady-state seconds per point at most."""
+    min_steps: int = Field(default=8, ge=1)
+    half_width: float = Field(default=0.01, gt=0)
+    deadline_s: float = Field(default=300.0, gt=0)
+    """Longest silence within one phase after which the process group is ended (a compile phase gets ten times it)."""
+    memory_bytes: int | None = Field(default=None, ge=1)
+    """Hard cap. CUDA: allocator limit. CPU: growth of the data segment above the imported process."""
+
+
+class TrainPlan(Frozen):
+    """What production needs besides the configuration."""
+
+    out_dir: str
+    max_samples: int | None = Field(default=None, ge=1)
+    """Stop with a checkpoint after this many samples in total; None = the horizon."""
+    max_seconds: float | None = Field(default=None, gt=0)
+    keep: int = Field(default=2, ge=1)
+    """Checkpoints kept."""
+    reference_every_s: float = Field(default=5.0, gt=0)
+    """Seconds between two measurements of the host's own drift (CPU only)."""
+
+
+class ProbeRequest(Frozen):
+    id: str
+    """Unique in its study, and a pure function of what is asked: a rerun after a crash has the same id."""
+    kind: ProbeKind
+    stage: Stage = Stage.HAND
+    workload: str
+    options: dict[str, Scalar] = Field(default_factory=dict)
+    points: tuple[RunConfig, ...] = ()
+    limits: ProbeLimits = ProbeLimits()
+    cache_dir: str = ""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    pair: int | None = None
+    """Which interleaved round of the ship gate this belongs to."""
+    soak: bool = False
+    """Also evaluate, sample and write a checkpoint, so that the peak is production's."""
+    samples: int | None = Field(default=None, ge=1)
+    """LR probes: how many samples to train on. LOADER: batches to fetch at most."""
+    reference: bool = False
+    """Interleave the host's reference work with the steps."""
+    train: TrainPlan | None = None
+
+
+class PointReply(Frozen):
+    """The answer to one point of a request."""
+
+    event: Literal["point"] = "point"
+    index: int = 0
+    outcome: Outcome
+    message: str = ""
+    """One line: what happened. Empty when ok."""
+    detail: str = ""
+    """Traceback or last log lines, for people who look closer."""
+    measurement: Measurement | None = None
+    values: dict[str, float] = Field(default_factory=dict)
+    """Named scalars of special probes: relative_l2, predicted_peak_bytes, final_loss."""
+    environment: Environment | None = None
+    seconds: float = 0.0
+    """Wall seconds this point cost, its share of the process's fixed cost included (set by the runner)."""
+
+
+class PhaseEvent(Frozen):
+    """A phase begins: start, import, build, compile, warmup, measure, evaluate, sample, checkpoint, teardown."""
+
+    event: Literal["phase"] = "phase"
+    phase: str
+
+
+class ProgressEvent(Frozen):
+    event: Literal["progress"] = "progress"
+    done: int
+    total: int
+    text: str = ""
+
+
+class DescribeEvent(Frozen):
+    event: Literal["describe"] = "describe"
+    device: DeviceInfo
+    info: WorkloadInfo | None = None
+    environment: Environment
+
+
+class TrainEvent(Frozen):
+    """One line of a production run's log."""
+
+    event: Literal["train"] = "train"
+    samples: int
+    step: int
+    elapsed_s: float
+    """Wall seconds of this process's run so far."""
+    samples_per_s: float
+    """Steady-state throughput since the last line."""
+    losses: dict[str, float] = Field(default_factory=dict)
+    lr: float = 0.0
+    data_wait: float = 0.0
+    """Share of the time spent waiting for the loader."""
+    peak_bytes: int = 0
+
+
+class NoticeEvent(Frozen):
+    """Something a person should read: a loss outside its band, a checkpoint that was damaged, samples written."""
+
+    event: Literal["notice"] = "notice"
+    level: Literal["info", "warning"] = "info"
+    text: str
+
+
+class TrainResult(Frozen):
+    """How a production run ended; steady-state figures over this process's part of it."""
+
+    event: Literal["train_result"] = "train_result"
+    samples: int
+    step: int
+    finished: bool
+    """True at the horizon (or --max-samples); False when stopped before, resumable."""
+    reason: str
+    resumed_from: int = 0
+    elapsed_s: float
+    measurement: Measurement
+    metrics: dict[str, float] = Field(default_factory=dict)
+
+
+class Finished(Frozen):
+    """The worker has said all it had to say."""
+
+    event: Literal["finished"] = "finished"
+    phases_s: dict[str, float] = Field(default_factory=dict)
+
+
+Event = Annotated[
+    PointReply
+    | PhaseEvent
+    | ProgressEvent
+    | DescribeEvent
+    | TrainEvent
+    | NoticeEvent
+    | TrainResult
+    | Finished,
+    Field(discriminator="event"),
+]
+EVENT: TypeAdapter[Event] = TypeAdapter(Event)
+
+
+class ProbeReply(Frozen):
+    """What became of one request: one reply per point, always, whatever the process did."""
+
+    request_id: str
+    points: tuple[PointReply, ...]
+    seconds: float
+    """Wall seconds of the whole probe as the tuner saw it."""
+    fixed_s: float = 0.0
+    """Part of it outside building, compiling, warming up and measuring: spawn, import, teardown."""
+    description: DescribeEvent | None = None
+    train_result: TrainResult | None = None
+
+
+class ProbeRow(Frozen):
+    """One stored point: what the search sees of the past. Finished rows never change."""
+
+    number: int
+    """Gap-free within the study, from 0, in order of completion."""
+    request_id: str
+    index: int = 0
+    """Which point of the request."""
+    kind: ProbeKind
+    stage: Stage
+    config: RunConfig
+    pair: int | None = None
+    soak: bool = False
+    outcome: Outcome
+    message: str = ""
+    detail: str = ""
+    measurement: Measurement | None = None
+    values: dict[str, float] = Field(default_factory=dict)
+    environment: Environment | None = None
+    seconds: float
+    fixed_s: float = 0.0
+    finished_at: str = ""
+    """UTC, ISO 8601; for people, never for arithmetic."""
+    trial: int | None = None
+    """Number of the Optuna trial beside it."""
+
+
+class Listener(Protocol):
+    """Told of every event of a running probe, as it arrives."""
+
+    def __call__(self, event: Event) -> None: ...
+
+
+class ProbeRunner(Protocol):
+    """Runs requests. Never raises for what the probe did: outcomes are data."""
+
+    def run(self, request: ProbeRequest, listener: Listener | None = None) -> ProbeReply: ...
+
+    def close(self) -> None: ...

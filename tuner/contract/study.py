@@ -1,0 +1,129 @@
+"""StudySpec: what to search, from where, for how long, judged how; fixed when a study is created."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from typing import Any
+
+from pydantic import Field
+
+from tuner.contract.base import Frozen, Name, Scalar
+from tuner.contract.config import RunConfig
+from tuner.contract.gpu import DeviceInfo, GpuProfile
+from tuner.contract.measurement import MemoryPeak
+from tuner.contract.space import Dropped, SearchSpace
+
+MEMORY_MARGIN = 0.92
+"""Share of a memory limit a configuration may plan to use; the rest is for fragmentation and what probes do not see."""
+
+
+class SamplerName(StrEnum):
+    """`staged` is ours; the others are Optuna's own, for comparison."""
+
+    STAGED = "staged"
+    TPE = "tpe"
+    GP = "gp"
+    RANDOM = "random"
+
+
+class Objective(StrEnum):
+    """What the winner is best at. TIME: total production seconds, compile included."""
+
+    TIME = "time"
+    THROUGHPUT = "throughput"
+
+
+class MeasureSpec(Frozen):
+    """How long one measurement lasts."""
+
+    measure_s: float = Field(default=3.0, gt=0)
+    """Longest steady-state measuring of an end-to-end probe."""
+    compute_s: float = Field(default=1.0, gt=0)
+    """The same for one compute or loader point."""
+    min_steps: int = Field(default=8, ge=4)
+    half_width: float = Field(default=0.01, gt=0)
+    """Stop early once the interval is this narrow."""
+    deadline_s: float = Field(default=300.0, gt=0)
+    """Hard limit of one probe's process, by phase (see ProbeLimits)."""
+
+
+class GateSpec(Frozen):
+    """The ship gate: finalists against the baseline, interleaved, in fresh processes."""
+
+    min_pairs: int = Field(default=6, ge=2)
+    max_pairs: int = Field(default=12, ge=2)
+    alpha: float = Field(default=0.05, gt=0, lt=1)
+    """Error level, shared over the finalists and the looks at the data."""
+    min_gain: float = Field(default=0.01, ge=0)
+    finalists: int = Field(default=2, ge=1)
+    measure_s: float = Field(default=3.0, gt=0)
+
+
+class LrSpec(Frozen):
+    """The lr stage: same samples, same noise, several seeds; may veto, replaces the baseline's lr only if `tune`."""
+
+    enabled: bool = True
+    tune: bool = False
+    samples: int = Field(default=1024, ge=1)
+    seeds: int = Field(default=2, ge=1)
+
+
+class StudyFile(Frozen):
+    """studies/<workload>/study.yaml as written by hand. `baseline` holds only what differs from the workload's own."""
+
+    workload: str
+    options: dict[str, Scalar] = Field(default_factory=dict)
+    baseline: dict[str, Any] = Field(default_factory=dict)
+    space: SearchSpace = SearchSpace()
+    budget_s: float = Field(default=360.0, gt=0)
+    measure: MeasureSpec = MeasureSpec()
+    gate: GateSpec = GateSpec()
+    lr: LrSpec = LrSpec()
+    presets: dict[str, dict[str, Any]] = Field(default_factory=dict)
+    """Preset name -> the same keys again, replacing those above for that preset."""
+
+
+class StudySpec(Frozen):
+    """Everything `next_probe` and `select` need besides the rows."""
+
+    name: Name
+    workload: str
+    options: dict[str, Scalar] = Field(default_factory=dict)
+    target: GpuProfile
+    device: DeviceInfo
+    """The machine measured on."""
+    baseline: RunConfig
+    space: SearchSpace
+    dropped: tuple[Dropped, ...] = ()
+    effective_batch: int | None = Field(default=None, ge=1)
+    """The size that is kept; None = free, taken from `space.effective_batch_size`."""
+    batch_coupled: bool = False
+    memory_budget_bytes: int = Field(ge=1)
+    """The gate: the smaller of the target's memory (less a margin) and what was free here."""
+    memory_cap_bytes: int | None = None
+    """When set, every probe runs under this hard cap (growth above the imported process on a CPU)."""
+    objective: Objective = Objective.TIME
+    sampler: SamplerName = SamplerName.STAGED
+    budget_s: float = Field(gt=0)
+    max_probes: int | None = Field(default=None, ge=1)
+    """Upper bound on probes of the search, the ship gate not counted."""
+    measure: MeasureSpec = MeasureSpec()
+    gate: GateSpec = GateSpec()
+    lr: LrSpec = LrSpec()
+    seed: int = 0
+
+    @property
+    def transferred(self) -> bool:
+        """True when the target is not the device measured on: speed is then a figure of this machine alone."""
+        if self.target.kind != self.device.kind:
+            return True
+        return self.target.kind == "cuda" and self.target.capability != self.device.capability
+
+    def memory_used(self, peak: MemoryPeak) -> float:
+        """Share of the memory budget a peak takes; above 1.0 the configuration does not fit.
+
+        Under a hard cap on a CPU the cap is on growth above the imported process, so that is what counts.
+        """
+        if self.memory_cap_bytes is not None and peak.reserved_bytes is None:
+            return (peak.process_bytes - peak.base_bytes) / (self.memory_cap_bytes * MEMORY_MARGIN)
+        return peak.gate_bytes / self.memory_budget_bytes

@@ -1,0 +1,79 @@
+"""best.<gpu>.yaml as a type: the configuration, what is promised of it, and where it comes from; and the decision behind it."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field
+
+from tuner.contract.base import Frozen
+from tuner.contract.config import RunConfig
+from tuner.contract.measurement import Environment, Interval
+
+
+class Promise(Frozen):
+    """What production will do with this configuration on the machine it was measured on."""
+
+    samples_per_s: Interval
+    """Prediction interval for one further process, from the fresh measurements of the ship gate."""
+    peak_bytes: int
+    peak_low_bytes: int
+    peak_high_bytes: int
+    hours: float
+    """Steady-state hours to the horizon, compile time included."""
+    gain: Interval
+    """Throughput over the baseline's, paired and interleaved; 1.0 = equal."""
+    break_even_samples: int | None = None
+    """After this many samples the time saved has paid for the tuning; None = never within any horizon."""
+    reference_s: tuple[float, ...] = ()
+    """The host's reference work while this was measured, to tell the host's drift from a broken promise."""
+
+
+class Provenance(Frozen):
+    study: str
+    target: str
+    measured_on: str
+    transfer: Literal["measured", "unverified"]
+    """`unverified`: the target is not the device measured on, so speed there is not known."""
+    decision: Literal["winner", "no_gain"]
+    reason: str
+    probes: int
+    baseline_digest: str
+    lr_note: str = ""
+    environment: Environment
+    tuner: str
+    created: str
+
+
+class TunedConfig(Frozen):
+    """The document `tuner optimize` writes and `tuner train --config` reads."""
+
+    config: RunConfig
+    promise: Promise | None = None
+    provenance: Provenance | None = None
+    runner_ups: tuple[RunConfig, ...] = ()
+
+
+class Side(Frozen):
+    """One side of the comparison, measured in the ship gate."""
+
+    config: RunConfig
+    samples_per_s: Interval | None = None
+    peak_bytes: int | None = None
+    processes: int = 0
+    """Fresh processes behind the figure."""
+
+
+class Decision(Frozen):
+    """What the rows prove. `failed`: not even the baseline could be measured."""
+
+    kind: Literal["winner", "no_gain", "failed"]
+    reason: str
+    """Two or three sentences for people."""
+    baseline: Side | None = None
+    winner: Side | None = None
+    """The configuration to ship: the baseline itself when there is no gain."""
+    gain: Interval | None = None
+    runner_ups: tuple[RunConfig, ...] = Field(default=())
+    notes: tuple[str, ...] = ()
+    """What a reader should also know: lr vetoed, budget spent before the gate, transfer unverified."""

@@ -1,0 +1,127 @@
+"""The Workload protocol: what a user writes. No loop, no optimizer, no device, no AMP, no DDP.
+
+Torch is named for type checkers alone; importing this module never loads it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, Protocol, runtime_checkable
+
+from pydantic import Field
+
+from tuner.contract.base import Frozen, Scalar
+from tuner.contract.config import RunConfig
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+    from torch.utils.data import Dataset
+
+SAMPLE_SEED = "sample_seed"
+"""Key the loader adds to every batch: int64 [B], derived from (run seed, epoch, index)."""
+
+Split = Literal["train", "valid"]
+Batch = Mapping[str, "Tensor"]
+
+
+class WorkloadInfo(Frozen):
+    """What the tuner must know before it runs anything; cheap to make, no data is read for it."""
+
+    name: str
+    summary: str
+    """One sentence: the job."""
+    unit: str = "sample"
+    """What one sample is: image, text, window."""
+    preset: str = ""
+    """Which preset the options select."""
+    preset_note: str = ""
+    """What that preset means for the user, e.g. that tiny is a rehearsal."""
+    train_samples: int = Field(ge=1)
+    baseline: RunConfig
+    """What people run today: always probed, always the thing compared with."""
+    batch_coupled: bool = False
+    """True when samples of a micro-batch influence each other (BatchNorm, in-batch negatives)."""
+
+
+@dataclass(frozen=True)
+class Term:
+    """One loss term of one micro-batch. The engine forms `coefficient * sum of sums / sum of weights` over the group
+    of accumulated micro-batches, so the result does not depend on how the effective batch was cut."""
+
+    sum: Tensor
+    """Scalar: the sum (not the mean) over the micro-batch."""
+    weight: float | Tensor
+    """What to divide by: samples, or tokens; must equal what `weights(batch)` counted."""
+    coefficient: float = 1.0
+
+
+Terms = Mapping[str, Term]
+
+
+class Progress(Protocol):
+    def __call__(self, done: int, total: int, text: str) -> None: ...
+
+
+@runtime_checkable
+class Workload(Protocol):
+    """The required part. Raise WorkloadError for data the user can mend."""
+
+    def __init__(self, options: Mapping[str, Scalar]) -> None: ...
+
+    def info(self) -> WorkloadInfo: ...
+
+    def model(self) -> nn.Module: ...
+
+    def dataset(self, split: Split) -> Dataset[Mapping[str, Tensor]]:
+        """Map-style; an item is a dict of tensors. The same index always gives the same item."""
+        ...
+
+    def loss(self, model: nn.Module, batch: Batch) -> Terms:
+        """Randomness (timesteps, noise, dropped conditions) derives from `batch["sample_seed"]`, see `tuner.randomness`."""
+        ...
+
+    def evaluate(self, model: nn.Module, batches: Iterable[Batch]) -> Mapping[str, float]: ...
+
+
+class HasPrepare(Protocol):
+    """Optional: made once before any probe, under a lock, cached below `cache_dir` under a key of its content."""
+
+    def prepare(self, cache_dir: Path, progress: Progress) -> None: ...
+
+
+class HasWeights(Protocol):
+    """Optional: weights of the loss terms, counted before the forward pass; default = samples for every term."""
+
+    def weights(self, batch: Batch) -> Mapping[str, float]: ...
+
+
+class HasParamGroups(Protocol):
+    """Optional: parameter groups, `params` and `lr_scale` each; the lr knob multiplies all of them."""
+
+    def param_groups(self, model: nn.Module) -> Sequence[Mapping[str, Any]]: ...
+
+
+class HasCollate(Protocol):
+    """Optional: list of dataset items -> batch (without `sample_seed`, which the loader adds)."""
+
+    def collate(self, items: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]: ...
+
+
+class HasCheckpointBlocks(Protocol):
+    """Optional: the submodules whose activations are recomputed under gradient checkpointing."""
+
+    def checkpoint_blocks(self, model: nn.Module) -> Sequence[nn.Module]: ...
+
+
+class HasSample(Protocol):
+    """Optional: write sample pictures or texts of the (EMA) model below `out_dir`; returns the files."""
+
+    def sample(self, model: nn.Module, out_dir: Path, seed: int) -> Sequence[Path]: ...
+
+
+class HasPreload(Protocol):
+    """Optional class attribute: modules worth importing once for all probes (they must start no thread)."""
+
+    preload: Sequence[str]
