@@ -83,7 +83,7 @@ class EmaConfig(Frozen):
     half_life_samples: int = Field(gt=0)
     """After this many samples the weight of an old parameter value has halved."""
     warmup_ratio: float = Field(default=0.05, ge=0, le=1)
-    """Early on the half-life is at most this share of the samples seen, so that the average is not the initial weights."""
+    """Early on the half-life is at most this share of the samples seen, so that the initial weights are forgotten."""
 
 
 class Cadence(Frozen):
@@ -137,6 +137,20 @@ class RunConfig(Frozen):
     def batch_label(self) -> str:
         """`8x2`: micro-batch x accumulation, as the guides write it."""
         return f"{self.micro_batch_size}x{self.accumulation_steps}"
+
+    @property
+    def label(self) -> str:
+        """One line for tables: `16x1 fp32 eager w2/4 fused channels_last`; lr is left out, as it changes no speed."""
+        workers = f"w{self.loader.num_workers}"
+        if self.loader.num_workers:
+            workers += f"/{self.loader.prefetch_factor}"
+        flags = {
+            "fused": self.optimizer.fused,
+            "channels_last": self.channels_last,
+            "checkpointing": self.gradient_checkpointing,
+        }
+        extras = [name for name, on in flags.items() if on]
+        return " ".join([self.batch_label, self.precision.value, self.compile.value, workers, *extras])
 
     def canonical(self) -> Self:
         """Equal for configurations that run identically: settings without effect take their default."""

@@ -40,7 +40,7 @@ def read_mapping(text: str, source: str) -> dict[str, Any]:
 
     if len(text) > MAX_BYTES:
         raise ConfigError(f"{source}: larger than {MAX_BYTES} characters")
-    _refuse_aliases(text, source)
+    _refuse_bombs(text, source)
     loader = YAML(typ="safe", pure=True)
     try:
         data = loader.load(text)
@@ -68,14 +68,25 @@ def write_mapping(data: dict[str, Any], comment: str = "") -> str:
     return lead + out.getvalue()
 
 
-def _refuse_aliases(text: str, source: str) -> None:
-    from ruamel.yaml import YAML
+def _refuse_bombs(text: str, source: str) -> None:
+    """Aliases and deep nesting, found in the tokens: building the value would take minutes already."""
+    from ruamel.yaml import YAML, tokens
     from ruamel.yaml.error import YAMLError
-    from ruamel.yaml.tokens import AliasToken
 
+    opening = (
+        tokens.BlockMappingStartToken,
+        tokens.BlockSequenceStartToken,
+        tokens.FlowMappingStartToken,
+        tokens.FlowSequenceStartToken,
+    )
+    closing = (tokens.BlockEndToken, tokens.FlowMappingEndToken, tokens.FlowSequenceEndToken)
+    depth = 0
     try:
         for token in YAML(typ="safe", pure=True).scan(text):
-            if isinstance(token, AliasToken):
+            depth += isinstance(token, opening) - isinstance(token, closing)
+            if depth > MAX_DEPTH + 1:
+                raise ConfigError(f"{source}: nested more than {MAX_DEPTH} levels deep")
+            if isinstance(token, tokens.AliasToken):
                 line = token.start_mark.line + 1
                 raise ConfigError(f"{source}: line {line}: YAML aliases (`*name`) are not allowed; write the value out")
     except YAMLError as error:

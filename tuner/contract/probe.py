@@ -190,14 +190,7 @@ class Finished(Frozen):
 
 
 Event = Annotated[
-    PointReply
-    | PhaseEvent
-    | ProgressEvent
-    | DescribeEvent
-    | TrainEvent
-    | NoticeEvent
-    | TrainResult
-    | Finished,
+    PointReply | PhaseEvent | ProgressEvent | DescribeEvent | TrainEvent | NoticeEvent | TrainResult | Finished,
     Field(discriminator="event"),
 ]
 EVENT: TypeAdapter[Event] = TypeAdapter(Event)

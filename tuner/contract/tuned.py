@@ -1,4 +1,4 @@
-"""best.<gpu>.yaml as a type: the configuration, what is promised of it, and where it comes from; and the decision behind it."""
+"""best.<gpu>.yaml as a type: the configuration, its promise, where it comes from; and the decision behind it."""
 
 from __future__ import annotations
 

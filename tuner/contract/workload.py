@@ -79,14 +79,15 @@ class Workload(Protocol):
         ...
 
     def loss(self, model: nn.Module, batch: Batch) -> Terms:
-        """Randomness (timesteps, noise, dropped conditions) derives from `batch["sample_seed"]`, see `tuner.randomness`."""
+        """Randomness (timesteps, noise, dropped condition) derives from `batch["sample_seed"]` (`tuner.randomness`)."""
         ...
 
     def evaluate(self, model: nn.Module, batches: Iterable[Batch]) -> Mapping[str, float]: ...
 
 
 class HasPrepare(Protocol):
-    """Optional: made once before any probe, under a lock, cached below `cache_dir` under a key of its content."""
+    """Optional: called in every process before data is asked for, under a lock. The first call makes what is needed and
+    caches it below `cache_dir` under a key of its content; later calls must find it there quickly."""
 
     def prepare(self, cache_dir: Path, progress: Progress) -> None: ...
 
