@@ -1,0 +1,123 @@
+"""What a row says to a sampler and to people who look at trials: value, constraint overruns, attributes; all pure."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from tuner.contract.measurement import Interval, Measurement, Outcome
+from tuner.contract.probe import ProbeRow
+from tuner.contract.statistics import rate_interval, throughput
+from tuner.contract.study import StudySpec
+
+PROBE_ATTR = "tuner_probe"
+"""User attribute: the request a trial stands for."""
+CONSTRAINTS_ATTR = "constraints"
+"""Optuna's system attribute; one constraint is kept under `constraints:NAME`."""
+_CHUNKS = 12
+_MESSAGE_CHARS = 2000
+_CONFIG_BYTES = 60_000
+_MIB = 1 << 20
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What a row means to a sampler. Overruns above zero are infeasible; `value` None = nothing was learned."""
+
+    value: float | None
+    overruns: dict[str, float]
+
+
+def judge(row: ProbeRow, spec: StudySpec) -> Verdict:
+    """Samples/s and the two overruns of a row: `memory`, continuous around the budget, and `failed`, -1 or 1.
+
+    A contended probe says nothing about its configuration: no value.
+    """
+    if row.outcome is Outcome.CONTENDED:
+        return Verdict(None, {})
+    memory = _memory_overrun(row, spec)
+    if row.outcome is not Outcome.OK:
+        return Verdict(0.0, {"memory": memory, "failed": -1.0 if row.outcome.is_oom else 1.0})
+    interval = interval_of(row.measurement)
+    if interval is None:
+        return Verdict(0.0, {"memory": memory, "failed": 1.0})
+    return Verdict(interval.value, {"memory": memory, "failed": -1.0})
+
+
+def _memory_overrun(row: ProbeRow, spec: StudySpec) -> float:
+    """Share of the budget above (below: negative) the whole of it.
+
+    A probe that ran out of memory never saw its real peak; there the overrun is at least a tenth of how many times
+    larger than the baseline's its micro-batch is, so that it grows with the size and points the sampler downwards.
+    """
+    overrun = spec.memory_used(row.measurement.memory) - 1 if row.measurement else 0.0
+    predicted = row.values.get("predicted_peak_bytes", math.nan)
+    if math.isfinite(predicted) and not row.measurement:
+        overrun = predicted / spec.memory_budget_bytes - 1
+    if row.outcome.is_oom:
+        overrun = max(overrun, 0.1 * row.config.micro_batch_size / spec.baseline.micro_batch_size)
+    return overrun
+
+
+def dashboard_constraints(overruns: Mapping[str, float]) -> dict[str, list[float]]:
+    """The worst overrun in the form of Optuna 4, the only one optuna-dashboard 0.21 reads; without it infeasible trials
+    are shown as the best ones. A private door of Optuna, used nowhere else; a test says when it may go."""
+    return {CONSTRAINTS_ATTR: [max(overruns.values())]} if overruns else {}
+
+
+def interval_of(measurement: Measurement | None) -> Interval | None:
+    """Throughput, or None when no steady step was measured."""
+    if measurement is None or not measurement.steady_step_s:
+        return None
+    return throughput(measurement)
+
+
+def user_attributes(row: ProbeRow, spec: StudySpec) -> dict[str, Any]:
+    """What the dashboard shows beside a trial; unknown figures are left out."""
+    config = row.config.to_json()
+    attributes: dict[str, Any] = {
+        PROBE_ATTR: row.request_id,
+        "stage": row.stage.value,
+        "outcome": row.outcome.value,
+        "micro_batch": row.config.micro_batch_size,
+        "accumulation": row.config.accumulation_steps,
+        "batch_label": row.config.batch_label,
+        "seconds": round(row.seconds, 3),
+        "message": row.message[:_MESSAGE_CHARS],
+        "config": config if len(config.encode()) < _CONFIG_BYTES else "(too large; see the store)",
+        **_measured_attributes(row.measurement, spec),
+    }
+    return attributes | {f"overrun_{key}": value for key, value in judge(row, spec).overruns.items()}
+
+
+def _measured_attributes(measurement: Measurement | None, spec: StudySpec) -> dict[str, Any]:
+    interval = interval_of(measurement)
+    if measurement is None or interval is None:
+        return {}
+    steady = measurement.steady_step_s
+    waited = measurement.data_wait_s[measurement.warmup_steps :]
+    found: dict[str, Any] = {
+        "peak_mib": round(measurement.memory.gate_bytes / _MIB, 1),
+        "memory_used": round(spec.memory_used(measurement.memory), 4),
+        "step_ms": round(1000 * sum(steady) / len(steady), 3),
+        "samples_per_s_low": interval.low,
+    }
+    if math.isfinite(interval.high):
+        found["samples_per_s_high"] = interval.high
+    if waited:
+        found["data_wait"] = round(sum(waited) / sum(steady), 4)
+    return found
+
+
+def intermediate_values(measurement: Measurement | None) -> dict[int, float]:
+    """Samples/s of each twelfth of the steady steps, by the number of the last step in it."""
+    if measurement is None or not measurement.steady_step_s:
+        return {}
+    steady = measurement.steady_step_s
+    size = max(1, math.ceil(len(steady) / _CHUNKS))
+    chunks = [steady[at : at + size] for at in range(0, len(steady), size)]
+    ends = [measurement.warmup_steps + min(len(steady), (at + 1) * size) for at in range(len(chunks))]
+    pairs = zip(ends, chunks, strict=True)
+    return {end: rate_interval(chunk, measurement.samples_per_step).value for end, chunk in pairs}
