@@ -1,0 +1,138 @@
+"""The answer of a study in words, and production held against its promise; for the page and the dashboard's note."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from tuner.contract.measurement import Interval
+from tuner.contract.production import ProductionRun
+from tuner.contract.statistics import drift
+from tuner.contract.study import StudySpec
+from tuner.contract.tuned import Decision, Side
+from tuner.report.frame import MIB, rate
+
+DASH = "–"
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What a reader sees first."""
+
+    headline: str
+    reason: str
+    where: str
+    """On which machine speed was measured, and for which target."""
+    notes: tuple[str, ...]
+
+
+def answer(spec: StudySpec, decision: Decision | None, probes: int) -> Answer:
+    notes = decision.notes if decision else ()
+    reason = decision.reason if decision else "Run the same command again: the search goes on where it stopped."
+    return Answer(_headline(decision, probes), reason, where(spec), notes)
+
+
+def _headline(decision: Decision | None, probes: int) -> str:
+    if decision is None:
+        return f"No decision yet: {probes} probes so far."
+    if decision.kind == "failed":
+        return "Not even the baseline could be measured."
+    if decision.kind == "no_gain" or decision.winner is None:
+        kept = f": {decision.baseline.config.label}" if decision.baseline else ""
+        return f"No configuration beat the baseline beyond the noise. Keep it{kept}."
+    gain = f" is {percent(decision.gain)} faster than the baseline" if decision.gain else " is faster than the baseline"
+    base = f" {decision.baseline.config.label}" if decision.baseline else ""
+    return f"{decision.winner.config.label}{gain}{base}."
+
+
+def where(spec: StudySpec) -> str:
+    """Honest about what was measured: speed belongs to the machine it was measured on."""
+    if not spec.transferred:
+        return f"Chosen for {spec.target.label}; measured on {spec.device.name}."
+    return (
+        f"Chosen for {spec.target.label}, but measured on {spec.device.name}: the target's limits (memory, data types, "
+        "compile modes) hold, while its speed is not known. Transfer: unverified."
+    )
+
+
+def percent(gain: Interval) -> str:
+    """`42.0 % (95 % interval 39.2 … 44.8 %)`; a ratio of 1.42 is 42 %."""
+    if not (math.isfinite(gain.low) and math.isfinite(gain.high)):
+        return f"{100 * (gain.value - 1):.1f} % (interval unknown)"
+    bounds = f"{100 * (gain.low - 1):.1f} … {100 * (gain.high - 1):.1f} %"
+    return f"{100 * (gain.value - 1):.1f} % ({100 * gain.confidence:.0f} % interval {bounds})"
+
+
+def speed(interval: Interval | None) -> str:
+    """`270.0 (267.3 … 272.7)` samples/s."""
+    if interval is None:
+        return DASH
+    if not math.isfinite(interval.high):
+        return f"{interval.value:,.1f} (interval unknown)"
+    return f"{interval.value:,.1f} ({interval.low:,.1f} … {interval.high:,.1f})"
+
+
+def mib(value: float | None) -> str:
+    return DASH if value is None else f"{value / MIB:,.0f} MiB"
+
+
+def side_cells(side: Side | None) -> tuple[str, str, str]:
+    """Configuration, samples/s, peak memory."""
+    if side is None:
+        return DASH, DASH, DASH
+    return side.config.label, speed(side.samples_per_s), mib(side.peak_bytes)
+
+
+@dataclass(frozen=True)
+class Reality:
+    """One production run against its promise, ready to show."""
+
+    id: str
+    status: str
+    started: str
+    out_dir: str
+    config: str
+    samples: str
+    promised: str
+    reached: str
+    deviation: str
+    beyond_drift: str
+    promised_peak: str
+    peak: str
+
+
+def reality(run: ProductionRun) -> Reality:
+    """The raw deviation, and the same with the host's own drift taken out where reference work was measured."""
+    result, promise = run.result, run.promise
+    reached = rate(result.measurement) if result else None
+    ratio = reached.value / promise.samples_per_s.value if reached and promise else None
+    host = drift(result.measurement.reference_s, promise.reference_s) if result and promise else None
+    return Reality(
+        id=run.id,
+        status=run.status.value,
+        started=run.started_at,
+        out_dir=run.out_dir,
+        config=run.config.label,
+        samples=f"{result.samples:,}" if result else DASH,
+        promised=speed(promise.samples_per_s) if promise else DASH,
+        reached=speed(reached),
+        deviation=_signed(ratio),
+        beyond_drift=_signed(ratio / host if ratio and host else None),
+        promised_peak=mib(promise.peak_bytes) if promise else DASH,
+        peak=mib(result.measurement.memory.gate_bytes) if result else DASH,
+    )
+
+
+def _signed(ratio: float | None) -> str:
+    return DASH if ratio is None else f"{100 * (ratio - 1):+.1f} %"
+
+
+def note(spec: StudySpec, decision: Decision, probes: int) -> str:
+    """The decision as Markdown for the dashboard; angle brackets are escaped."""
+    said = answer(spec, decision, probes)
+    lines = [f"**{said.headline}**", said.reason, said.where]
+    lines += [f"- {item}" for item in said.notes]
+    for name, side in (("Baseline", decision.baseline), ("Winner", decision.winner)):
+        config, rate_text, peak = side_cells(side)
+        lines.append(f"{name}: `{config}`, {rate_text} samples/s, peak {peak}")
+    return "\n\n".join(lines).replace("<", "&lt;").replace(">", "&gt;")
