@@ -1,0 +1,271 @@
+"""Runs each request in a process of its own: start, watch, end, and say what became of it.
+
+`forkserver` forks probes from a process that has done nothing but import; `fresh` gives every probe a new interpreter.
+Either way a host process stands between (see `tuner.zygote`), so that no descendant outlives its probe, nor the tuner.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import re
+import selectors
+import signal
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Literal, Self
+
+from tuner.contract.probe import Event, Listener, NoticeEvent, ProbeKind, ProbeReply, ProbeRequest
+from tuner.probe.device_memory import CleanDevice, DeviceMemory, NvmlMemory
+from tuner.probe.launch import Exited, Host, HostLost, usable_cores, worker_environment
+from tuner.probe.signals import forwarded
+from tuner.probe.verdict import Ending, kernel_oom_kills, log_tail
+from tuner.probe.watch import Watch
+
+Isolation = Literal["forkserver", "fresh"]
+LOGS_KEPT = 200
+DUMP_S = 0.5
+"""How long a hung process gets to write its stacks into its log."""
+KILLED_S = 10.0
+"""How long the kernel may take to end what was killed."""
+
+
+@dataclass(frozen=True)
+class _Files:
+    """One probe's descriptors and the path of its log."""
+
+    request: int
+    log: int
+    log_path: Path
+
+
+class SubprocessRunner:
+    """A `ProbeRunner` over real processes.
+
+    cache_dir: prepared data and compiled kernels. log_dir: a log and the request of each of the last 200 probes.
+    start_s: longest start-up (interpreter and imports). grace_s: between asking a hung probe to end and killing it.
+    device_memory: who to ask whether the GPU is clean (default NVML); settle_s: how long to wait until it is.
+    """
+
+    def __init__(
+        self,
+        cache_dir: Path,
+        *,
+        isolation: Isolation = "forkserver",
+        log_dir: Path,
+        start_s: float = 120.0,
+        grace_s: float = 2.0,
+        device_memory: DeviceMemory | None = None,
+        settle_s: float = 15.0,
+    ) -> None:
+        self.isolation: Isolation = isolation
+        self._cache_dir = cache_dir.resolve()
+        self._log_dir = log_dir.resolve()
+        self._start_s = start_s
+        self._grace_s = grace_s
+        self._device = CleanDevice(device_memory or NvmlMemory(), settle_s)
+        self._host: Host | None = None
+        self._preloaded = ""
+        _forget_old(self._log_dir)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def run(self, request: ProbeRequest, listener: Listener | None = None) -> ProbeReply:
+        """Run one request; whatever its process does becomes the reply.
+
+        A KeyboardInterrupt, and what the listener raises, ends the probe and is passed on.
+        """
+        watch = Watch(request, listener or _ignore, self._start_s)
+        if dirty := self._device.wait() if request.device != "cpu" else "":
+            return watch.reply(Ending(refused=dirty))
+        self._device.note()
+        try:
+            return watch.reply(self._attend(request, watch))
+        except BaseException:
+            self.close()
+            raise
+        finally:
+            if self.isolation == "fresh":
+                self.close()
+
+    def close(self) -> None:
+        """End the host process and whatever still runs under it."""
+        host, self._host = self._host, None
+        if host is not None:
+            host.close()
+
+    def _attend(self, request: ProbeRequest, watch: Watch) -> Ending:
+        kills_before = kernel_oom_kills()
+        try:
+            with self._files(request) as files:
+                ending = self._launch_and_follow(request, watch, files)
+        except OSError as error:
+            return Ending(lost=f"the probe could not be started: {error}")
+        watch.end_of_input()
+        return Ending(
+            status=ending.status,
+            timed_out=ending.timed_out,
+            lost=ending.lost,
+            asked_to_stop=ending.asked_to_stop,
+            kernel_oom=kernel_oom_kills() > kills_before,
+            garbage=watch.garbage,
+            log=log_tail(files.log_path),
+        )
+
+    def _launch_and_follow(self, request: ProbeRequest, watch: Watch, files: _Files) -> Ending:
+        reply_r, reply_w = os.pipe()
+        try:
+            try:
+                host = self._begin(request, watch, files, reply_w)
+            finally:
+                os.close(reply_w)
+            watch.restart_clock()
+            with self._passing_signals(request, host) as asked:
+                exited, why = self._follow(host, watch, reply_r)
+        except HostLost as error:
+            self._drop_host()
+            return Ending(lost=str(error))
+        finally:
+            _drain(reply_r, watch)
+            os.close(reply_r)
+        return Ending(status=exited.status if exited else None, timed_out=why, asked_to_stop=asked())
+
+    def _follow(self, host: Host, watch: Watch, reply_r: int) -> tuple[Exited | None, str]:
+        """Read events until the process has ended or is overdue; how it ended, and why we ended it. Raises HostLost."""
+        os.set_blocking(reply_r, False)
+        with selectors.DefaultSelector() as watched:
+            watched.register(reply_r, selectors.EVENT_READ)
+            watched.register(host.control, selectors.EVENT_READ)
+            while True:
+                for key, _ in watched.select(max(0.0, min(1.0, watch.seconds_left()))):
+                    if key.fileobj is host.control:
+                        if exited := host.exited():
+                            return exited, ""
+                    elif data := os.read(reply_r, 1 << 16):
+                        watch.feed(data)
+                    else:
+                        watched.unregister(reply_r)
+                if why := watch.overdue():
+                    return self._put_down(host, watch), why
+
+    def _put_down(self, host: Host, watch: Watch) -> Exited | None:
+        """End a hung probe: first its stacks into its log, then the request to end, then the end. Raises HostLost."""
+        watch.close()
+        host.signal(signal.SIGUSR2, group=False)
+        exited = host.await_exit(DUMP_S)
+        for number, patience in ((signal.SIGTERM, self._grace_s), (signal.SIGKILL, KILLED_S)):
+            if exited is None:
+                host.signal(number, group=True)
+                exited = host.await_exit(patience)
+        if exited is None:
+            self._drop_host()
+        return exited
+
+    def _begin(self, request: ProbeRequest, watch: Watch, files: _Files, reply_w: int) -> Host:
+        """A host with the probe running in it. A lost host is replaced once; then every probe gets a fresh one."""
+        for attempt in (1, 2):
+            if self.isolation == "fresh":
+                break
+            try:
+                return self._fork(self._ready_host(request, watch), files, reply_w)
+            except HostLost as error:
+                unborn = self._host is None
+                self._drop_host()
+                if unborn or attempt == 2:
+                    self._fall_back(str(error), watch)
+        self.close()
+        self._host = self._start_host(request, preload="")
+        return self._fork(self._host, files, reply_w)
+
+    @staticmethod
+    def _fork(host: Host, files: _Files, reply_w: int) -> Host:
+        os.lseek(files.request, 0, os.SEEK_SET)  # a host lost before may have read it
+        host.begin(files.request, reply_w, files.log)
+        return host
+
+    def _ready_host(self, request: ProbeRequest, watch: Watch) -> Host:
+        module = request.workload.partition(":")[0]
+        if self._host is not None and self._preloaded == module:
+            return self._host
+        self.close()
+        host = self._start_host(request, preload=request.workload)
+        if host.threads != 1:
+            host.kill()
+            raise HostLost(
+                f"importing {request.workload} starts threads ({host.threads - 1}); forking is not safe then"
+            )
+        for name, problem in host.problems.items():
+            watch.tell(NoticeEvent(level="warning", text=f"preload: {name} could not be imported ({problem})"))
+        self._host, self._preloaded = host, module if host.preloaded else ""
+        return host
+
+    def _start_host(self, request: ProbeRequest, *, preload: str) -> Host:
+        threads = (request.points[0].threads if request.points else 0) or usable_cores()
+        environment = worker_environment(os.environ, self._cache_dir, threads)
+        log = self._log_dir / f"host-{os.getpid()}.log"
+        self._log_dir.mkdir(parents=True, exist_ok=True)
+        return Host.start(environment, log, preload=preload, timeout_s=max(self._start_s, request.limits.deadline_s))
+
+    def _fall_back(self, reason: str, watch: Watch) -> None:
+        self.isolation = "fresh"
+        text = f"probes start in fresh interpreters from now on, which takes seconds longer each: {reason}"
+        watch.tell(NoticeEvent(level="warning", text=text))
+
+    def _drop_host(self) -> None:
+        host, self._host = self._host, None
+        if host is not None:
+            host.kill()
+
+    @contextlib.contextmanager
+    def _files(self, request: ProbeRequest) -> Iterator[_Files]:
+        """The request written beside an empty log, both open; anyone can run the request again by hand."""
+        self._log_dir.mkdir(parents=True, exist_ok=True)
+        base = self._log_dir / f"{_file_name(request.id)}-{os.getpid()}"
+        log_path, request_path = base.with_suffix(".log"), base.with_suffix(".json")
+        request_path.write_text(request.to_json(), encoding="utf-8")
+        with request_path.open("rb") as source, log_path.open("wb") as log:
+            yield _Files(request=source.fileno(), log=log.fileno(), log_path=log_path)
+
+    @staticmethod
+    @contextlib.contextmanager
+    def _passing_signals(request: ProbeRequest, host: Host) -> Iterator[Callable[[], bool]]:
+        if request.kind is not ProbeKind.TRAIN:
+            yield lambda: False
+            return
+        with forwarded(lambda: host.signal(signal.SIGTERM, group=False)) as asked:
+            yield asked
+
+
+def _drain(reply_r: int, watch: Watch) -> None:
+    """Take what the ended process had still written."""
+    os.set_blocking(reply_r, False)
+    with contextlib.suppress(BlockingIOError):
+        while data := os.read(reply_r, 1 << 16):
+            watch.feed(data)
+
+
+def _ignore(event: Event) -> None:
+    pass
+
+
+def _file_name(request_id: str) -> str:
+    if re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_-]{0,80}", request_id):
+        return request_id
+    return hashlib.sha256(request_id.encode()).hexdigest()[:16]
+
+
+def _forget_old(log_dir: Path) -> None:
+    """Keep the newest logs and requests."""
+    with contextlib.suppress(OSError):
+        files = sorted(log_dir.iterdir(), key=lambda path: path.stat().st_mtime, reverse=True)
+        for path in files[2 * LOGS_KEPT :]:
+            path.unlink()

@@ -1,0 +1,173 @@
+"""The probes' door: the process that runs torch and the workload's code. It knows neither Optuna nor any store.
+
+    python -m tuner.worker --serve --control-fd N [--preload WORKLOAD]   fork a child per request (see tuner.zygote)
+    python -m tuner.worker --request FILE|- [--reply-fd N]               answer one request in this very process
+
+Events leave as JSON lines on the reply descriptor (by default 1); whatever the workload prints goes to the log.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import os
+import random
+import socket
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from tuner import registry, zygote
+from tuner.contract.base import parse_json
+from tuner.contract.errors import TunerError
+from tuner.contract.measurement import Outcome
+from tuner.contract.probe import Event, Finished, PhaseEvent, PointReply, ProbeRequest
+
+COMMON = ("torch", "torch._dynamo", "torch.utils.data", "tuner.engine.tasks")
+"""Imported once for all probes; any optimizer imports torch._dynamo at its first step, which costs more than torch."""
+THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS")
+
+
+class Emitter:
+    """Writes events to the reply descriptor, a whole line at a time, and notes which points are answered."""
+
+    def __init__(self, reply: int) -> None:
+        self._reply = reply
+        self._lock = threading.Lock()
+        self.answered: set[int] = set()
+        self.finished = False
+        self._phase = ("start", time.monotonic())
+        self._phases_s: dict[str, float] = {}
+
+    def __call__(self, event: Event) -> None:
+        line = event.model_dump_json().encode() + b"\n"
+        with self._lock:
+            if isinstance(event, PointReply):
+                self.answered.add(event.index)
+            if isinstance(event, PhaseEvent):
+                self._enter(event.phase)
+            self.finished |= isinstance(event, Finished)
+            while line:
+                line = line[os.write(self._reply, line) :]
+
+    def _enter(self, phase: str) -> None:
+        now = time.monotonic()
+        name, since = self._phase
+        self._phases_s[name] = self._phases_s.get(name, 0.0) + now - since
+        self._phase = (phase, now)
+
+    def finish(self) -> None:
+        if not self.finished:
+            self._enter("end")
+            self(Finished(phases_s=self._phases_s))
+
+
+def answer(request_fd: int, reply_fd: int) -> int:
+    """Run the request read from `request_fd`; whatever goes wrong in Python is a reply. Returns the exit code."""
+    emit = Emitter(reply_fd)
+    request: ProbeRequest | None = None
+    try:
+        with os.fdopen(request_fd, "rb") as source:
+            request = parse_json(ProbeRequest, source.read(), "request")
+        emit(PhaseEvent(phase="import"))
+        workload_class = registry.load(request.workload) if request.workload else None
+        *_, tasks = [importlib.import_module(name) for name in COMMON]
+        set_up(request)
+        tasks.run(request, workload_class, emit)
+    except BrokenPipeError:
+        return 1
+    except (Exception, SystemExit) as error:
+        emit(_failure(error, first_unanswered(request, emit.answered)))
+    emit.finish()
+    return 0
+
+
+def set_up(request: ProbeRequest) -> None:
+    """Threads and seeds. A forked child has its siblings' random state, so every seed is set anew."""
+    import torch
+
+    point = request.points[0] if request.points else None
+    threads = (point.threads if point else 0) or cpu_count()
+    for variable in THREAD_VARIABLES:  # for what this process starts itself, e.g. compilers
+        os.environ[variable] = str(threads)
+    torch.set_num_threads(threads)
+    seed = point.seed if point else 0
+    random.seed(seed)
+    torch.manual_seed(seed)
+    if numpy := sys.modules.get("numpy"):
+        numpy.random.seed(seed)
+
+
+def cpu_count() -> int:
+    """Cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def first_unanswered(request: ProbeRequest | None, answered: Iterable[int]) -> int:
+    done = set(answered)
+    total = max(1, len(request.points)) if request else 1
+    return next((index for index in range(total) if index not in done), 0)
+
+
+def _failure(error: BaseException, index: int) -> PointReply:
+    """What the engine did not classify: the user's own words, and the traceback where those do not say it all."""
+    outcome = Outcome.OOM_HOST if isinstance(error, MemoryError) else Outcome.CRASHED
+    if isinstance(error, TunerError):
+        detail = error.detail if isinstance(error, registry.WorkloadImportError) else ""
+        return PointReply(index=index, outcome=outcome, message=str(error), detail=detail)
+    detail = "".join(traceback.format_exception(error))
+    return PointReply(index=index, outcome=outcome, message=f"{type(error).__name__}: {error}", detail=detail)
+
+
+def preload(workload: str) -> dict[str, Any]:
+    """Import what every probe of `workload` needs: its own module, torch, the engine, and the modules it names.
+
+    A workload that cannot be imported is no problem yet: the probe imports it again and tells its user why, at once,
+    so nothing else is imported for it.
+    """
+    loaded: list[str] = []
+    problems: dict[str, str] = {}
+    try:
+        wanted: Sequence[str] = tuple(getattr(registry.load(workload), "preload", ()))
+    except TunerError:
+        return {"preloaded": loaded, "problems": problems}
+    for name in [*COMMON, *wanted]:
+        try:
+            importlib.import_module(name)
+            loaded.append(name)
+        except Exception as error:
+            problems[name] = f"{type(error).__name__}: {error}"[:300]
+    return {"preloaded": loaded, "problems": problems}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    words = _parser().parse_args(arguments)
+    if words.serve:
+        control = socket.socket(fileno=words.control_fd)
+        nothing: dict[str, Any] = {"preloaded": [], "problems": {}}
+        zygote.Zygote(control, answer).serve(lambda: preload(words.preload) if words.preload else nothing)
+        return 0
+    reply = os.dup(words.reply_fd)
+    if words.reply_fd == 1:
+        os.dup2(2, 1)  # what the workload prints must not mix with the events
+    source = sys.stdin.fileno() if words.request == "-" else os.open(Path(words.request), os.O_RDONLY)
+    return answer(source, reply)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m tuner.worker", description="Runs probes; started by the tuner.")
+    way = parser.add_mutually_exclusive_group(required=True)
+    way.add_argument("--serve", action="store_true", help="fork a child per request received on --control-fd")
+    way.add_argument("--request", metavar="FILE", help="one ProbeRequest as JSON; - reads standard input")
+    parser.add_argument("--control-fd", type=int, default=0, help="Unix socket the tuner speaks on")
+    parser.add_argument("--preload", default="", metavar="WORKLOAD", help="import this workload before serving")
+    parser.add_argument("--reply-fd", type=int, default=1, help="where events are written, one JSON object a line")
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())
