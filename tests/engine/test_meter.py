@@ -1,0 +1,217 @@
+"""What counts as a measurement: warm-up out, waits apart, raw times kept, long runs thinned without bias."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tests.engine.engine_toys import CPU, QUICK, answer, replies, toy_config
+from tests.toys import Toy
+from tuner.contract.config import LoaderConfig, RunConfig
+from tuner.contract.measurement import MemoryPeak, Outcome
+from tuner.contract.probe import PhaseEvent, ProbeKind, ProbeLimits
+from tuner.contract.statistics import throughput
+from tuner.engine.hooks import Hook, Phases
+from tuner.engine.memory import PeakMemory
+from tuner.engine.meter import Meter, buffered_steps
+from tuner.engine.record import ENTRIES, StepRecord, judge_warmup, thin
+from tuner.engine.step import StepResult
+from tuner.engine.trainer import Trainer
+
+
+class ScriptedClock:
+    """Stands in for the step clock: step times as written, whatever the machine does."""
+
+    def __init__(self, step_s: list[float]) -> None:
+        self._script = list(step_s)
+        self._ready: list[float] = []
+
+    def begin(self) -> None: ...
+
+    def end(self) -> None:
+        self._ready.append(self._script.pop(0) if self._script else 0.010)
+
+    def take(self, *, wait: bool) -> list[float]:
+        ready, self._ready = self._ready, []
+        return ready
+
+
+def metered(config: RunConfig, step_s: list[float], limits: ProbeLimits = QUICK) -> tuple[Trainer, Meter]:
+    trainer = Trainer(Toy(config.options), config, device=CPU)
+    trainer.clock = ScriptedClock(step_s)
+    meter = Meter(limits, Phases(lambda _: None), PeakMemory(CPU))
+    trainer.hooks = [meter]
+    trainer.run()
+    return trainer, meter
+
+
+def jitter(count: int, around: float = 0.010) -> list[float]:
+    noise = torch.randn(count, generator=torch.Generator().manual_seed(1)).tolist()
+    return [around * (1 + 0.01 * value) for value in noise]
+
+
+def test_a_slow_start_is_dropped_and_the_raw_times_are_kept() -> None:
+    script = [3.0, 0.5, *(0.010 * (1 + 2.0 / (1 + i)) for i in range(12)), *jitter(400)]
+    trainer, meter = metered(toy_config(), script, ProbeLimits(measure_s=2.0, half_width=1e-6))
+    measured = meter.measurement(trainer)
+    assert measured.step_s == tuple(script[: len(measured.step_s)])
+    assert measured.warmup_steps >= 4
+    assert throughput(measured).value == pytest.approx(16 / 0.010, rel=0.02)
+
+
+def test_it_stops_early_when_the_interval_is_narrow_and_never_before_the_least_steps() -> None:
+    trainer, _ = metered(toy_config(), jitter(1000), ProbeLimits(measure_s=1e6, min_steps=12, half_width=0.02))
+    assert trainer.stop_reason == "precise"
+    assert 14 <= trainer.steps < 60
+
+
+def test_it_stops_when_the_time_is_spent() -> None:
+    noisy = [0.010, 0.030] * 500
+    trainer, _ = metered(toy_config(), noisy, ProbeLimits(measure_s=0.5, half_width=1e-6))
+    assert trainer.stop_reason == "measured"
+    assert trainer.steps == pytest.approx(27, abs=3)
+
+
+def test_very_slow_steps_end_with_at_least_two() -> None:
+    trainer, _ = metered(toy_config(), [60.0] * 20, ProbeLimits(measure_s=1.0, min_steps=8))
+    assert 4 <= trainer.steps <= 5
+
+
+def test_what_the_loader_had_ready_is_dropped() -> None:
+    loader = LoaderConfig(num_workers=2, prefetch_factor=4)
+    config = toy_config(loader=loader)
+    assert buffered_steps(config) == 4
+    script = [0.001] * 6 + jitter(400)
+    trainer, meter = metered(config, script, ProbeLimits(measure_s=1.0, half_width=1e-6))
+    trainer.close()
+    assert meter.measurement(trainer).warmup_steps >= 6
+
+
+def test_time_in_hooks_is_no_step_time() -> None:
+    class Slow(Hook):
+        def after_step(self, trainer: Trainer, result: StepResult) -> None:
+            torch.randn(400, 400) @ torch.randn(400, 400)
+            self.seen = list(trainer.clock.take(wait=True))
+            import time
+
+            time.sleep(0.05)
+
+    config, slow = toy_config(), Slow()
+    trainer = Trainer(Toy({}), config, device=CPU, hooks=[slow])
+    trainer.step()
+    trainer.clock.take(wait=True)
+    times = []
+    for _ in range(5):
+        slow.after_step(trainer, trainer.step())
+        times += slow.seen
+    assert len(times) == 5
+    assert min(times) < 0.05
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.integers(1, 30_000), st.integers(0, 50))
+def test_a_thinned_run_keeps_its_mean_and_its_size(count: int, cut: int) -> None:
+    values = [float(i % 7) for i in range(count)]
+    cut = min(cut, count - 1)
+    every = max(1, -(-count // ENTRIES))
+    thinned = thin(values, cut, every)
+    assert len(thinned) <= ENTRIES + 1
+    warm = -(-cut // every)
+    whole = len(thinned[warm:]) * every
+    if whole:
+        expected = sum(values[cut : cut + whole]) / whole
+        assert sum(thinned[warm:]) / len(thinned[warm:]) == pytest.approx(expected)
+
+
+def test_a_long_record_is_reported_with_few_entries() -> None:
+    clock = ScriptedClock([5.0, *jitter(12_000)])
+    record = StepRecord(clock)
+    for step in range(12_001):
+        clock.end()
+        record.add(StepResult(16, {"total": torch.tensor(float(step))}, wait_s=0.001))
+    record.drain()
+    measured = record.measurement(16, MemoryPeak(process_bytes=1))
+    assert len(measured.step_s) == len(measured.data_wait_s) == len(measured.losses["total"]) <= ENTRIES + 1
+    assert throughput(measured).value == pytest.approx(1600, rel=0.01)
+
+
+def test_a_host_that_drifts_is_not_taken_for_a_warm_up() -> None:
+    drifting = [0.010 * (1 + i / 200) for i in range(400)]
+    assert judge_warmup(drifting, 2) <= 200
+
+
+@pytest.mark.parametrize("count", range(8))
+def test_some_step_is_always_left(count: int) -> None:
+    assert 0 <= judge_warmup([0.01] * count, 20) <= max(0, count - 1)
+
+
+def test_probe_measures_memory_waits_losses_and_the_host() -> None:
+    (reply,) = replies(answer(ProbeKind.END_TO_END, toy_config({"load_s": 0.001}), reference=True, soak=True))
+    assert reply.outcome is Outcome.OK
+    found = reply.measurement
+    assert found is not None
+    assert len(found.step_s) == len(found.data_wait_s) == len(found.losses["total"])
+    assert set(found.losses) == {"fit", "size", "total"}
+    assert all(wait >= 0.016 for wait in found.data_wait_s)
+    assert all(step > wait for step, wait in zip(found.step_s, found.data_wait_s, strict=True))
+    assert found.memory.process_bytes > found.memory.base_bytes > 50 << 20
+    assert len(found.reference_s) >= 2
+    assert found.parameters == 2689
+    assert found.flops_per_sample == pytest.approx(4 * 2 * (16 * 32 * 2 + 32 * 32 * 2 * 3 + 32 * 3), rel=0.1)
+    assert {"build", "warmup", "measure", "evaluate", "sample", "checkpoint"} <= set(found.phases_s)
+    assert reply.environment is not None
+    assert reply.environment.threads == 1
+
+
+def test_points_are_answered_one_by_one_in_their_own_phases() -> None:
+    events = answer(ProbeKind.COMPUTE, toy_config(), toy_config(micro_batch_size=4))
+    words = [event.phase if isinstance(event, PhaseEvent) else event.event for event in events]
+    words = [word for word in words if word != "progress"]
+    assert words == ["build", "warmup", "measure", "point", "teardown"] * 2
+    assert all(reply.measurement and not any(reply.measurement.data_wait_s) for reply in replies(events))
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_loader_probe_counts_batches(workers: int) -> None:
+    point = toy_config(loader=LoaderConfig(num_workers=workers))
+    (reply,) = replies(answer(ProbeKind.LOADER, point, samples=40))
+    assert reply.measurement is not None
+    assert reply.measurement.samples_per_step == 8
+    assert 9 <= len(reply.measurement.step_s) <= 40
+    assert reply.measurement.warmup_steps >= 1 + 2 * workers
+
+
+def test_lr_probe_uses_the_same_samples_and_noise_for_every_rate() -> None:
+    base = toy_config()
+    found = []
+    for lr in (1e-3, 1e-3, 1e-4):
+        point = base.model_copy(update={"optimizer": base.optimizer.model_copy(update={"lr": lr})})
+        (reply,) = replies(answer(ProbeKind.LR, point, samples=256))
+        found.append(reply.values)
+    assert found[0] == found[1]
+    assert found[0]["first_loss"] == found[2]["first_loss"]
+    assert found[0]["final_loss"] < found[2]["final_loss"] < found[2]["first_loss"]
+
+
+def test_trace_predicts_more_memory_for_a_larger_batch_and_less_with_checkpointing() -> None:
+    small = toy_config({"width": 256, "depth": 6}, micro_batch_size=8)
+    large = small.model_copy(update={"micro_batch_size": 512, "accumulation_steps": 1})
+    lean = large.model_copy(update={"gradient_checkpointing": True})
+    found = replies(answer(ProbeKind.TRACE, small, large, lean))
+    assert [reply.outcome for reply in found] == [Outcome.OK] * 3
+    peaks = [reply.values["predicted_peak_bytes"] for reply in found]
+    assert peaks[0] < peaks[2] < peaks[1]
+
+
+def test_trace_of_a_loss_that_looks_at_values_is_unsupported() -> None:
+    class Looks(Toy):
+        def loss(self, model, batch):  # type: ignore[no-untyped-def]
+            if batch["x"].sum() > 1e9:
+                raise AssertionError
+            return super().loss(model, batch)
+
+    (reply,) = replies(answer(ProbeKind.TRACE, toy_config(), workload=Looks))
+    assert reply.outcome is Outcome.UNSUPPORTED
+    assert "traced" in reply.message

@@ -1,0 +1,92 @@
+"""What the probes share: a workload on a device, its dataset made once, points measured and torn down one by one."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+
+from tuner.contract.base import Scalar
+from tuner.contract.config import CompileMode, RunConfig
+from tuner.contract.measurement import Measurement, Outcome
+from tuner.contract.probe import PointReply, ProbeRequest
+from tuner.engine.compiling import forget_compiled
+from tuner.engine.device import environment
+from tuner.engine.failure import classify, details, release
+from tuner.engine.hooks import Emit, Phases
+from tuner.engine.limits import memory_cap
+from tuner.engine.memory import PeakMemory, resident_bytes, tidy
+from tuner.engine.trainer import set_threads
+
+Answer = tuple[Measurement | None, dict[str, float]]
+
+
+class Bench:
+    """One request at work. Datasets are kept between points; models are not."""
+
+    def __init__(
+        self, request: ProbeRequest, make: Callable[[Mapping[str, Scalar]], Any], device: torch.device, emit: Emit
+    ) -> None:
+        self.request = request
+        self.device = device
+        self.emit = emit
+        self.phases = Phases(emit)
+        self.base_bytes = resident_bytes()
+        self._make = make
+        self._workloads: dict[str, Any] = {}
+        self._datasets: dict[str, Any] = {}
+
+    def workload(self, config: RunConfig) -> Any:
+        """The workload a point asks for; a point without options takes the request's."""
+        options = config.options or self.request.options
+        key = json.dumps(options, sort_keys=True)
+        if key not in self._workloads:
+            self._workloads[key] = self._make(options)
+        return self._workloads[key]
+
+    def dataset(self, config: RunConfig) -> Any:
+        key = json.dumps(config.options or self.request.options, sort_keys=True)
+        if key not in self._datasets:
+            self._datasets[key] = self.workload(config).dataset("train")
+        return self._datasets[key]
+
+    def peak_memory(self) -> PeakMemory:
+        """The peak from now on, above what the imports cost."""
+        return PeakMemory(self.device, self.base_bytes)
+
+    def each_point(self, measure: Callable[[RunConfig], Answer]) -> None:
+        """Answer every point as soon as it is known. A point that fails costs the others nothing."""
+        for index, config in enumerate(self.request.points):
+            self.phases = Phases(self.emit)
+            self.emit(self.answer(index, config, measure))
+            self.phases.enter("teardown")
+            if config.compile is not CompileMode.EAGER:
+                forget_compiled()
+            tidy()
+
+    def answer(self, index: int, config: RunConfig, measure: Callable[[RunConfig], Answer]) -> PointReply:
+        """Run `measure` under the request's memory cap; whatever it raises becomes the outcome."""
+        self.phases.enter("build")
+        set_threads(config.threads)
+        try:
+            with memory_cap(self.request.limits.memory_bytes, self.device):
+                measurement, values = measure(config)
+            return PointReply(
+                index=index,
+                outcome=Outcome.OK,
+                measurement=measurement,
+                values=values,
+                environment=environment(self.device),
+            )
+        except Exception as error:
+            return failed(index, error, self.device)
+
+
+def failed(index: int, error: Exception, device: torch.device) -> PointReply:
+    """The reply to a point that raised; the memory the exception holds is let go."""
+    outcome, message = classify(error)
+    detail = details(error)
+    release(error)
+    return PointReply(index=index, outcome=outcome, message=message, detail=detail, environment=environment(device))

@@ -1,0 +1,253 @@
+"""Batches from an endless, deterministic stream of samples.
+
+Position i of the stream names (epoch, index) as a pure function of (seed, i). So the order of samples depends neither
+on the micro-batch size nor on the number of workers, and to resume is to start at a position.
+"""
+
+from __future__ import annotations
+
+import time
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol, cast
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from tuner.contract.config import RunConfig
+from tuner.contract.errors import WorkloadError
+from tuner.contract.workload import SAMPLE_SEED
+from tuner.engine.failure import LoaderFailed
+from tuner.randomness import sample_seeds
+
+TensorBatch = dict[str, Tensor]
+Key = tuple[int, int]
+"""(epoch, index)"""
+_Item = Mapping[str, Tensor]
+
+
+class SampleOrder:
+    """Stream position -> (epoch, index): each epoch is a permutation of its own."""
+
+    def __init__(self, size: int, seed: int) -> None:
+        if size < 1:
+            raise WorkloadError("dataset: the training split is empty")
+        self.size = size
+        self.seed = seed
+        self._kept: dict[int, Tensor] = {}
+
+    def key(self, position: int) -> Key:
+        epoch, place = divmod(position, self.size)
+        return epoch, int(self._permutation(epoch)[place])
+
+    def _permutation(self, epoch: int) -> Tensor:
+        if epoch not in self._kept:
+            if len(self._kept) > 1:
+                self._kept.pop(min(self._kept))
+            seed = int(sample_seeds(self.seed, epoch, torch.tensor([-1])))
+            self._kept[epoch] = torch.randperm(self.size, generator=torch.Generator().manual_seed(seed))
+        return self._kept[epoch]
+
+
+class StreamSampler(Sampler[list[Key]]):
+    """Endless micro-batches of keys from `start` on; of each global micro-batch this rank takes its part."""
+
+    def __init__(self, order: SampleOrder, micro_batch_size: int, start: int, rank: int = 0, ranks: int = 1) -> None:
+        self.order = order
+        self.micro = micro_batch_size
+        self.start = start
+        self.rank = rank
+        self.ranks = ranks
+
+    def __iter__(self) -> Iterator[list[Key]]:
+        position = self.start + self.rank * self.micro
+        while True:
+            yield [self.order.key(i) for i in range(position, position + self.micro)]
+            position += self.ranks * self.micro
+
+
+class Keyed(Dataset[tuple[Key, _Item]]):
+    """The workload's dataset, its items with the key they were asked for."""
+
+    def __init__(self, dataset: Dataset[_Item]) -> None:
+        self.dataset = dataset
+
+    def __getitems__(self, keys: Sequence[Key]) -> list[tuple[Key, _Item]]:
+        many = getattr(self.dataset, "__getitems__", None)
+        items = many([index for _, index in keys]) if many else [self.dataset[index] for _, index in keys]
+        return list(zip(keys, items, strict=True))
+
+    def __getitem__(self, key: Key) -> tuple[Key, _Item]:
+        return key, self.dataset[key[1]]
+
+
+class Collate:
+    """Items with keys -> one batch, by the workload's own rule or by stacking, and the seed of each sample."""
+
+    def __init__(self, workload: Any, run_seed: int) -> None:
+        self.own = getattr(workload, "collate", None)
+        self.run_seed = run_seed
+
+    def __call__(self, pairs: Sequence[tuple[Key, _Item]]) -> TensorBatch:
+        keys, items = zip(*pairs, strict=True)
+        batch = dict(self.own(list(items))) if self.own else _stack(items)
+        epochs, indices = torch.tensor(keys, dtype=torch.int64).unbind(1)
+        batch[SAMPLE_SEED] = sample_seeds(self.run_seed, epochs, indices)
+        return batch
+
+
+def _stack(items: Sequence[_Item]) -> TensorBatch:
+    try:
+        return {name: torch.stack([torch.as_tensor(item[name]) for item in items]) for name in items[0]}
+    except RuntimeError as error:
+        raise WorkloadError(
+            f"dataset: items cannot be stacked into a batch ({error}); give the workload a `collate`"
+        ) from None
+
+
+@dataclass(frozen=True)
+class Group:
+    """The micro-batches of one optimizer step, and what was counted and measured while fetching them."""
+
+    batches: list[TensorBatch]
+    weights: dict[str, float] = field(default_factory=dict)
+    """Loss term -> weight summed over the group, where the workload counts its own."""
+    wait_s: float = 0.0
+
+    @property
+    def samples(self) -> int:
+        return sum(batch_size(batch) for batch in self.batches)
+
+
+def batch_size(batch: Mapping[str, Tensor]) -> int:
+    return len(batch[SAMPLE_SEED])
+
+
+def count_weights(workload: Any, batches: Sequence[TensorBatch]) -> dict[str, float]:
+    """The weights of the loss terms over a group, counted before any forward pass and where the batches lie."""
+    total: dict[str, float] = {}
+    if hasattr(workload, "weights"):
+        for batch in batches:
+            for name, weight in workload.weights(batch).items():
+                total[name] = total.get(name, 0.0) + float(weight)
+    return total
+
+
+class Source(Protocol):
+    """Where a trainer gets its groups from."""
+
+    def next_group(self) -> Group: ...
+
+    def close(self) -> None: ...
+
+
+class StreamSource:
+    """Groups from the loader, starting at a stream position. Raises LoaderFailed from `next_group`."""
+
+    def __init__(
+        self, workload: Any, config: RunConfig, device: torch.device, *, start: int = 0, dataset: Any = None
+    ) -> None:
+        self.workload = workload
+        self.accumulation = config.accumulation_steps
+        self._loader = make_loader(workload, config, device, start=start, dataset=dataset)
+        self._batches: Iterator[TensorBatch] | None = None
+
+    def next_group(self) -> Group:
+        began = time.perf_counter()
+        batches = [self.next_batch() for _ in range(self.accumulation)]
+        wait_s = time.perf_counter() - began
+        return Group(batches, count_weights(self.workload, batches), wait_s)
+
+    def next_batch(self) -> TensorBatch:
+        try:
+            if self._batches is None:
+                with warnings.catch_warnings():
+                    warnings.filterwarnings("ignore", message="This DataLoader will create")
+                    self._batches = iter(self._loader)
+            return next(self._batches)
+        except Exception as error:
+            raise LoaderFailed("the data loader failed") from error
+
+    def close(self) -> None:
+        """End the workers now, not when the garbage collector comes."""
+        iterator, self._batches = self._batches, None
+        shutdown = getattr(iterator, "_shutdown_workers", None)
+        if shutdown is not None:
+            shutdown()
+
+
+class ResidentSource:
+    """The same few groups again and again, already on the device: steps without a loader."""
+
+    def __init__(self, groups: Sequence[Group]) -> None:
+        self._groups = list(groups)
+        self._next = 0
+
+    def next_group(self) -> Group:
+        group = self._groups[self._next % len(self._groups)]
+        self._next += 1
+        return group
+
+    def close(self) -> None:
+        self._groups.clear()
+
+
+def make_loader(
+    workload: Any, config: RunConfig, device: torch.device, *, start: int = 0, dataset: Any = None
+) -> DataLoader[TensorBatch]:
+    """The DataLoader of a run. Its generator is its own: iterating it leaves torch's random state alone."""
+    data = workload.dataset("train") if dataset is None else dataset
+    order = SampleOrder(len(data), config.seed)
+    settings: dict[str, Any] = {}
+    if config.loader.num_workers:
+        settings = {
+            "prefetch_factor": config.loader.prefetch_factor,
+            "persistent_workers": config.loader.persistent_workers,
+        }
+    return DataLoader(
+        cast(Any, Keyed(data)),
+        batch_sampler=StreamSampler(order, config.micro_batch_size, start),
+        collate_fn=Collate(workload, config.seed),
+        num_workers=config.loader.num_workers,
+        pin_memory=config.loader.pin_memory and device.type == "cuda",
+        generator=torch.Generator().manual_seed(config.seed),
+        **settings,
+    )
+
+
+def first_batches(
+    workload: Any, config: RunConfig, count: int, *, dataset: Any = None, start: int = 0
+) -> list[TensorBatch]:
+    """`count` micro-batches from `start` on, fetched in this process. Raises LoaderFailed."""
+    data = workload.dataset("train") if dataset is None else dataset
+    sampler = StreamSampler(SampleOrder(len(data), config.seed), config.micro_batch_size, start)
+    keyed, collate = Keyed(data), Collate(workload, config.seed)
+    try:
+        return [collate(keyed.__getitems__(keys)) for keys, _ in zip(sampler, range(count), strict=False)]
+    except WorkloadError:
+        raise
+    except Exception as error:
+        raise LoaderFailed("the dataset failed") from error
+
+
+def valid_batches(workload: Any, config: RunConfig, limit: int | None = None) -> Iterator[TensorBatch]:
+    """The validation split in order, with the same seeds every time; `limit` counts batches."""
+    data = workload.dataset("valid")
+    collate = Collate(workload, config.seed)
+    for number, start in enumerate(range(0, len(data), config.micro_batch_size)):
+        if limit is not None and number >= limit:
+            return
+        keys = [(-1, index) for index in range(start, min(start + config.micro_batch_size, len(data)))]
+        yield collate(Keyed(data).__getitems__(keys))
+
+
+def to_device(batch: Mapping[str, Tensor], device: torch.device, *, channels_last: bool) -> TensorBatch:
+    """Copy, without waiting where the source is pinned; 4-D floating tensors in channels_last where asked."""
+    moved: TensorBatch = {}
+    for name, value in batch.items():
+        images = channels_last and value.dim() == 4 and value.is_floating_point()
+        layout = torch.channels_last if images else torch.preserve_format
+        moved[name] = value.to(device, non_blocking=device.type == "cuda", memory_format=layout)
+    return moved

@@ -1,0 +1,219 @@
+"""The probes that run the loop: resident batches, the loader alone, the lr stage, and the whole production loop."""
+
+from __future__ import annotations
+
+import math
+import tempfile
+import time
+from pathlib import Path
+
+from tuner.contract.config import RunConfig
+from tuner.contract.measurement import Measurement
+from tuner.contract.probe import ProgressEvent
+from tuner.contract.statistics import half_width, rate_interval, warmup_cut
+from tuner.engine import duties
+from tuner.engine.bench import Answer, Bench
+from tuner.engine.checkpoint import Checkpointer
+from tuner.engine.failure import Diverged
+from tuner.engine.hooks import Heartbeat, Hook
+from tuner.engine.loader import Group, ResidentSource, StreamSource, count_weights, first_batches, to_device
+from tuner.engine.memory import PeakMemory
+from tuner.engine.meter import Meter
+from tuner.engine.record import StepRecord, judge_warmup
+from tuner.engine.step import TOTAL, StepResult
+from tuner.engine.table import draw_curves
+from tuner.engine.telemetry import TelemetrySampler
+from tuner.engine.trainer import Trainer
+
+RESIDENT_BATCHES = 8
+"""At most so many different micro-batches are held for a compute point; more would cost memory production has not."""
+SOAK_BATCHES = 4
+EXPLOSION = 2.0
+"""An lr point whose last losses are this many times its first one has exploded."""
+LOADER_LEAST = 8
+
+
+def compute(bench: Bench) -> None:
+    """Steps without a loader: several points, each model built, measured and torn down."""
+    bench.each_point(lambda config: (_compute(bench, config), {}))
+
+
+def _compute(bench: Bench, config: RunConfig) -> Measurement:
+    memory = bench.peak_memory()
+    workload = bench.workload(config)
+    batches = first_batches(
+        workload, config, min(config.accumulation_steps, RESIDENT_BATCHES), dataset=bench.dataset(config)
+    )
+    weights = count_weights(workload, [batches[i % len(batches)] for i in range(config.accumulation_steps)])
+    moved = [to_device(batch, bench.device, channels_last=config.channels_last) for batch in batches]
+    group = Group([moved[i % len(moved)] for i in range(config.accumulation_steps)], weights)
+    source = ResidentSource([group])
+    trainer = Trainer(workload, config, device=bench.device, source=source)
+    return _metered(bench, trainer, memory)
+
+
+def _metered(bench: Bench, trainer: Trainer, memory: PeakMemory, *, soak: bool = False) -> Measurement:
+    """Run until the meter knows enough; with `soak`, do production's other work too before the peak is read."""
+    meter = Meter(bench.request.limits, bench.phases, memory, reference=bench.request.reference)
+    trainer.hooks = [meter, Heartbeat(bench.emit, 0, "measuring")]
+    try:
+        trainer.run(None)
+        if soak:
+            _soak(bench, trainer)
+        return meter.measurement(trainer)
+    finally:
+        meter.close()
+        trainer.close()
+
+
+def _soak(bench: Bench, trainer: Trainer) -> None:
+    """What makes production's peak: evaluation, samples, curves and a checkpoint."""
+    with tempfile.TemporaryDirectory(prefix="tuner-soak-") as folder:
+        with bench.phases.during("evaluate"):
+            duties.evaluate(trainer, SOAK_BATCHES)
+        with bench.phases.during("sample"):
+            duties.write_samples(trainer, Path(folder) / "samples")
+            draw_curves([], Path(folder) / "curves.png")
+        with bench.phases.during("checkpoint"):
+            Checkpointer(Path(folder) / "checkpoints").save(trainer.state_dict())
+
+
+def end_to_end(bench: Bench) -> None:
+    """The production loop, loader and all, until its throughput is known."""
+    bench.each_point(lambda config: (_end_to_end(bench, config), {}))
+
+
+def _end_to_end(bench: Bench, config: RunConfig) -> Measurement:
+    memory = bench.peak_memory()
+    trainer = Trainer(bench.workload(config), config, device=bench.device, dataset=bench.dataset(config))
+    return _metered(bench, trainer, memory, soak=bench.request.soak)
+
+
+def loader(bench: Bench) -> None:
+    """Batches per second with nobody to use them: an entry per micro-batch."""
+    bench.each_point(lambda config: (_loader(bench, config), {}))
+
+
+def _loader(bench: Bench, config: RunConfig) -> Measurement:
+    memory = bench.peak_memory()
+    telemetry = TelemetrySampler(bench.device)
+    workload = bench.workload(config)
+    source = StreamSource(workload, config, bench.device, dataset=bench.dataset(config))
+    try:
+        bench.phases.enter("warmup")
+        step_s, dropped = _fetch(bench, config, source)
+    finally:
+        source.close()
+    return Measurement(
+        samples_per_step=config.micro_batch_size,
+        step_s=tuple(step_s),
+        warmup_steps=judge_warmup(step_s, dropped),
+        memory=memory.read(),
+        phases_s=bench.phases.seconds(),
+        telemetry=telemetry.stop(),
+    )
+
+
+def _fetch(bench: Bench, config: RunConfig, source: StreamSource) -> tuple[list[float], int]:
+    """Seconds of each batch, and how many of them came from the buffer the workers had filled."""
+    limits = bench.request.limits
+    most = bench.request.samples or 1_000_000
+    dropped = 1 + config.loader.num_workers * config.loader.prefetch_factor
+    dropped = min(dropped, max(1, most - LOADER_LEAST))
+    step_s: list[float] = []
+    measured_s, told, judged_at = 0.0, time.monotonic(), dropped + LOADER_LEAST
+    while len(step_s) < most:
+        began = time.perf_counter()
+        source.next_batch()
+        step_s.append(time.perf_counter() - began)
+        if len(step_s) == dropped:
+            bench.phases.enter("measure")
+        if len(step_s) > dropped:
+            measured_s += step_s[-1]
+        if measured_s >= limits.measure_s and len(step_s) - dropped >= min(LOADER_LEAST, limits.min_steps):
+            break
+        if len(step_s) >= judged_at:
+            judged_at += max(4, len(step_s) // 8)
+            if _precise(step_s, dropped, limits.half_width):
+                break
+        if time.monotonic() - told > 2.0:
+            told = time.monotonic()
+            bench.emit(ProgressEvent(done=len(step_s), total=0, text="fetching"))
+    return step_s, dropped
+
+
+def _precise(step_s: list[float], dropped: int, wanted: float) -> bool:
+    cut = warmup_cut(step_s, minimum=dropped)
+    return cut is not None and half_width(rate_interval(step_s[cut:], 1)) <= wanted
+
+
+class LossKeeper(Hook):
+    """Keeps every loss and stops a run that has lost its mind."""
+
+    def __init__(self) -> None:
+        self.record: StepRecord | None = None
+
+    def on_start(self, trainer: Trainer) -> None:
+        self.record = StepRecord(trainer.clock)
+
+    def after_step(self, trainer: Trainer, result: StepResult) -> None:
+        assert self.record is not None
+        self.record.add(result)
+        if trainer.device.type == "cpu" or self.record.pending >= 50:
+            self._judge(trainer)
+
+    def on_end(self, trainer: Trainer) -> None:
+        self._judge(trainer)
+
+    def _judge(self, trainer: Trainer) -> None:
+        assert self.record is not None
+        self.record.drain()
+        lost = self.record.not_finite_at_end()
+        if lost and (trainer.arithmetic.scaler is None or lost > 20):
+            raise Diverged(
+                f"the loss was not finite after {trainer.samples} samples at lr {trainer.config.optimizer.lr:g}"
+            )
+
+
+def lr(bench: Bench) -> None:
+    """Loss at equal samples: the same stream and the same noise for every rate of one seed."""
+    bench.each_point(lambda config: _lr(bench, config))
+
+
+def _lr(bench: Bench, config: RunConfig) -> Answer:
+    memory = bench.peak_memory()
+    samples = bench.request.samples or 1024
+    losses = LossKeeper()
+    trainer = Trainer(bench.workload(config), config, device=bench.device, dataset=bench.dataset(config))
+    trainer.hooks = [losses, Heartbeat(bench.emit, samples, "lr")]
+    try:
+        bench.phases.enter("measure")
+        trainer.run(samples)
+        assert losses.record is not None
+        measurement = losses.record.measurement(
+            config.effective_batch_size,
+            memory.read(),
+            phases_s=bench.phases.seconds(),
+            parameters=trainer.parameter_count,
+            flops_per_sample=trainer.flops_per_sample,
+        )
+        first, final = first_and_final(losses.record.losses[TOTAL].tolist())
+    finally:
+        trainer.close()
+    if first > 0 and final > EXPLOSION * first:
+        raise Diverged(
+            f"the loss rose from {first:.3g} to {final:.3g} in {samples} samples at lr {config.optimizer.lr:g}"
+        )
+    return measurement, {"first_loss": first, "final_loss": final}
+
+
+def first_and_final(total: list[float]) -> tuple[float, float]:
+    """Total loss of the first step, before anything was learned, and the mean of the last quarter of the steps.
+
+    Losses that are not finite (skipped fp16 steps) are left out. Raises Diverged when no other is there.
+    """
+    finite = [value for value in total if math.isfinite(value)]
+    if not finite:
+        raise Diverged("no step had a finite loss")
+    tail = max(1, len(finite) // 4)
+    return finite[0], sum(finite[-tail:]) / tail

@@ -1,0 +1,175 @@
+"""The production run: the loop with its duties, resumed from its own folder, ended with a result."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from tuner.contract.base import parse_json
+from tuner.contract.config import RunConfig
+from tuner.contract.errors import ConfigError, TunerError
+from tuner.contract.measurement import Outcome
+from tuner.contract.probe import NoticeEvent, PointReply, ProbeRequest, TrainPlan, TrainResult
+from tuner.engine import duties
+from tuner.engine.checkpoint import Checkpointer, CheckpointError
+from tuner.engine.device import environment
+from tuner.engine.failure import classify, details, release
+from tuner.engine.hooks import Emit, Heartbeat, Phases
+from tuner.engine.journal import Journal
+from tuner.engine.memory import PeakMemory
+from tuner.engine.trainer import Trainer
+
+FIXED = ("workload", "options", "ema", "seed")
+"""What a resumed run may not change: the checkpoint would belong to another run."""
+
+
+def train(request: ProbeRequest, workload: Any, device: torch.device, emit: Emit) -> None:
+    """Run to the horizon, or until stopped. Emits TrainResult and PointReply; of a failed run the PointReply alone."""
+    assert request.train is not None
+    phases = Phases(emit)
+    run = Production(request.points[0], request.train, workload, device, phases, emit)
+    try:
+        result = run.go()
+    except Exception as error:
+        outcome, message = classify(error)
+        detail = details(error)
+        text = f"{message}. {run.rescue(error, outcome)}".removesuffix(". ")
+        reply = PointReply(outcome=outcome, message=text, detail=detail, environment=environment(device))
+        release(error)
+        emit(reply)
+    else:
+        emit(result)
+        emit(PointReply(outcome=Outcome.OK, measurement=result.measurement, environment=environment(device)))
+    finally:
+        phases.enter("teardown")
+        run.close()
+
+
+class Production:
+    """One process's part of a production run."""
+
+    def __init__(
+        self, config: RunConfig, plan: TrainPlan, workload: Any, device: torch.device, phases: Phases, emit: Emit
+    ) -> None:
+        self._config = config
+        self._plan = plan
+        self._workload = workload
+        self._device = device
+        self._phases = phases
+        self._emit = emit
+        self._out = Path(plan.out_dir)
+        self._began = time.monotonic()
+        self._checkpointer = Checkpointer(self._out / "checkpoints", plan.keep)
+        self._memory = PeakMemory(device)
+        self._journal = Journal(config.cadence, config.loss_bands, self._out, self._memory, emit)
+        self._keeper = duties.Keeper(
+            self._checkpointer, config.cadence, self._journal, phases, emit, {"config": config.to_json()}
+        )
+        self._evaluator = duties.Evaluator(config.cadence, self._out, phases, emit)
+        self._reference = duties.ReferenceWork(plan.reference_every_s)
+        self._stop = duties.StopFlag()
+        self._trainer: Trainer | None = None
+        self._resumed_from = 0
+
+    def go(self) -> TrainResult:
+        """Raises what the workload raises, Diverged, ConfigError for a folder of another run, CheckpointError."""
+        with self._stop:
+            self._phases.enter("build")
+            self._out.mkdir(parents=True, exist_ok=True)
+            trainer = self._build()
+            self._resume(trainer)
+            goal = self.goal
+            self._phases.enter("measure")
+            trainer.run(goal)
+            return self._result(trainer, goal)
+
+    @property
+    def goal(self) -> int:
+        return min(self._config.horizon_samples, self._plan.max_samples or self._config.horizon_samples)
+
+    def _build(self) -> Trainer:
+        pictures = duties.Pictures(self._config.cadence, self._out, self._journal, self._phases, self._emit)
+        hooks = [
+            self._journal,
+            Heartbeat(self._emit, self.goal, "training"),
+            self._stop,
+            duties.Deadline(self._plan.max_seconds),
+            self._keeper,
+            self._reference,
+            self._evaluator,
+            pictures,
+        ]
+        trainer = Trainer(self._workload, self._config, device=self._device, hooks=hooks)
+        self._trainer = trainer
+        return trainer
+
+    def _resume(self, trainer: Trainer) -> None:
+        state = self._checkpointer.latest(lambda text: self._emit(NoticeEvent(level="warning", text=text)))
+        if state is None:
+            return
+        self._compare(parse_json(RunConfig, state["config"], "checkpoint"))
+        trainer.load_state_dict(state)
+        self._resumed_from = trainer.samples
+        self._emit(NoticeEvent(text=f"resumed at {trainer.samples:,} samples from {self._checkpointer.directory}"))
+
+    def _compare(self, saved: RunConfig) -> None:
+        """Raises ConfigError when the folder holds another run; tells which settings have changed."""
+        before, now = saved.model_dump(mode="json"), self._config.model_dump(mode="json")
+        before["optimizer.name"], now["optimizer.name"] = saved.optimizer.name, self._config.optimizer.name
+        for key in (*FIXED, "optimizer.name"):
+            if before[key] != now[key]:
+                raise ConfigError(
+                    f"{self._out}: holds checkpoints of another run ({key} was {before[key]!r}, is now {now[key]!r}); "
+                    "give this run a folder of its own with --out"
+                )
+        changed = [key for key in now if before[key] != now[key]]
+        if changed:
+            text = f"resuming with other settings than the checkpoint's: {', '.join(changed)}"
+            self._emit(NoticeEvent(level="warning", text=text))
+
+    def _result(self, trainer: Trainer, goal: int) -> TrainResult:
+        finished = trainer.samples >= goal
+        done = "the horizon" if goal == self._config.horizon_samples else "--max-samples"
+        measurement = self._journal.record.measurement(
+            self._config.effective_batch_size,
+            self._memory.read(),
+            reference_s=self._reference.seconds,
+            phases_s=self._phases.seconds(),
+            parameters=trainer.parameter_count,
+            flops_per_sample=trainer.flops_per_sample,
+        )
+        return TrainResult(
+            samples=trainer.samples,
+            step=trainer.steps,
+            finished=finished,
+            reason=f"reached {done}" if finished else trainer.stop_reason or "stopped",
+            resumed_from=self._resumed_from,
+            elapsed_s=time.monotonic() - self._began,
+            measurement=measurement,
+            metrics=self._evaluator.metrics,
+        )
+
+    def rescue(self, error: Exception, outcome: Outcome) -> str:
+        """After a failure: keep what can be kept, and say where the same command would go on."""
+        trainer = self._trainer
+        if trainer is not None and outcome.is_oom and not trainer.updating and trainer.samples > self._resumed_from:
+            release(error)
+            trainer.optimizer.zero_grad(set_to_none=True)
+            try:
+                self._keeper.save(trainer)
+            except (TunerError, RuntimeError, MemoryError) as second:
+                self._emit(NoticeEvent(level="warning", text=f"no last checkpoint: {second}"))
+        kept = self._checkpointer.all()
+        advice = (
+            " A configuration with less memory (a runner-up in the same YAML) is advised." if outcome.is_oom else ""
+        )
+        if isinstance(error, ConfigError | CheckpointError):
+            return advice.strip()
+        return (f"The checkpoint {kept[0].name} is kept." if kept else "There is no checkpoint yet.") + advice
+
+    def close(self) -> None:
+        if self._trainer is not None:
+            self._trainer.close()

@@ -1,0 +1,122 @@
+"""Step times, waits and losses of a run, kept raw; a long run is thinned only when it is reported."""
+
+from __future__ import annotations
+
+import math
+from array import array
+from collections.abc import Sequence
+
+import torch
+
+from tuner.contract.measurement import Measurement, MemoryPeak, Telemetry
+from tuner.contract.statistics import warmup_cut
+from tuner.engine.clock import StepClock
+from tuner.engine.step import TOTAL, StepResult
+
+ENTRIES = 4000
+"""A measurement has at most about this many entries; above it, each is the mean of a few consecutive steps."""
+
+
+class StepRecord:
+    """Fed after every step. Losses are tensors until `drain`, so that the device is not waited for every step."""
+
+    def __init__(self, clock: StepClock) -> None:
+        self._clock = clock
+        self._pending: list[StepResult] = []
+        self.step_s: array[float] = array("d")
+        self.wait_s: array[float] = array("d")
+        self.losses: dict[str, array[float]] = {}
+
+    def add(self, result: StepResult) -> None:
+        self._pending.append(result)
+        self.wait_s.append(result.wait_s)
+        self.step_s.extend(self._clock.take(wait=False))
+
+    @property
+    def pending(self) -> int:
+        return len(self._pending)
+
+    def drain(self) -> None:
+        """Read everything up to now; waits for the device."""
+        self.step_s.extend(self._clock.take(wait=True))
+        for name, values in _read_losses(self._pending).items():
+            self.losses.setdefault(name, array("d")).extend(values)
+        self._pending.clear()
+
+    def not_finite_at_end(self) -> int:
+        """How many of the last steps in a row had a total loss that is not finite."""
+        count = 0
+        for value in reversed(self.losses.get(TOTAL, array("d"))):
+            if math.isfinite(value):
+                break
+            count += 1
+        return count
+
+    def measurement(
+        self,
+        samples_per_step: int,
+        memory: MemoryPeak,
+        *,
+        least_warmup: int = 1,
+        telemetry: Telemetry | None = None,
+        reference_s: Sequence[float] = (),
+        phases_s: dict[str, float] | None = None,
+        parameters: int | None = None,
+        flops_per_sample: float | None = None,
+    ) -> Measurement:
+        """Warm-up judged and everything thinned to `ENTRIES`. Call `drain` first."""
+        cut = judge_warmup(self.step_s, least_warmup)
+        every = max(1, math.ceil(len(self.step_s) / ENTRIES))
+        return Measurement(
+            samples_per_step=samples_per_step,
+            step_s=thin(self.step_s, cut, every),
+            data_wait_s=thin(self.wait_s, cut, every),
+            losses={name: thin(values, cut, every) for name, values in self.losses.items()},
+            warmup_steps=math.ceil(cut / every),
+            memory=memory,
+            phases_s=phases_s or {},
+            reference_s=tuple(reference_s),
+            telemetry=telemetry,
+            parameters=parameters,
+            flops_per_sample=flops_per_sample,
+        )
+
+
+def judge_warmup(step_s: Sequence[float], least: int) -> int:
+    """Steps that are not steady state; at least one step is left.
+
+    What has not settled by half of a run is no warm-up but a host that drifts: throwing most of the run away would
+    pick a lucky stretch, so then only the first quarter goes.
+    """
+    count = len(step_s)
+    cut = warmup_cut(step_s, minimum=min(least, max(0, count - 6)))
+    if cut is None or cut > max(least, count // 2):
+        cut = max(min(least, count - 2), count // 4)
+    return max(0, min(cut, count - 1))
+
+
+def thin(values: Sequence[float], cut: int, every: int) -> tuple[float, ...]:
+    """Means of `every` consecutive values, the warm-up (before `cut`) apart from the rest.
+
+    An incomplete group at the end of the steady part is left out, so that every entry there weighs the same.
+    """
+    if every == 1:
+        return tuple(values)
+    warm = [_mean(values[i : min(i + every, cut)]) for i in range(0, cut, every)]
+    last = cut + (len(values) - cut) // every * every
+    return (*warm, *(_mean(values[i : i + every]) for i in range(cut, last, every)))
+
+
+def _mean(values: Sequence[float]) -> float:
+    return sum(values) / len(values)
+
+
+def _read_losses(results: Sequence[StepResult]) -> dict[str, list[float]]:
+    """Loss term -> one float per step, in one transfer for all of them. A term that is absent in a step is NaN."""
+    names = list(dict.fromkeys(name for result in results for name in result.losses))
+    if not names:
+        return {}
+    hole = torch.full((), math.nan, device=next(iter(results[-1].losses.values())).device)
+    rows = [torch.stack([result.losses.get(name, hole).float() for name in names]) for result in results]
+    table = torch.stack(rows).t().tolist()
+    return dict(zip(names, table, strict=True))

@@ -1,0 +1,40 @@
+"""A fixed small piece of training work: its time, taken again and again, tells the host's own drift.
+
+It stands between steps, never inside one, and draws from no random state but its own.
+"""
+
+from __future__ import annotations
+
+import time
+
+import torch
+from torch import nn
+
+REPEATS = 4
+
+
+class HostReference:
+    """Convolution, group norm, matrix product and element-wise work, forward and backward, on fixed tensors (CPU)."""
+
+    def __init__(self) -> None:
+        made = torch.Generator().manual_seed(20_240_229)
+        self._images = torch.randn(8, 24, 32, 32, generator=made)
+        self._kernel = (torch.randn(24, 24, 3, 3, generator=made) * 0.05).requires_grad_()
+        self._matrix = (torch.randn(384, 384, generator=made) * 0.05).requires_grad_()
+        self._rows = torch.randn(384, 384, generator=made)
+        self._work()
+
+    def measure(self) -> float:
+        """Seconds of the work, once."""
+        began = time.perf_counter()
+        for _ in range(REPEATS):
+            self._work()
+        return time.perf_counter() - began
+
+    def _work(self) -> None:
+        with torch.enable_grad(), torch.autocast("cpu", enabled=False):
+            h = nn.functional.conv2d(self._images, self._kernel, padding=1)
+            h = nn.functional.silu(nn.functional.group_norm(h, 4))
+            product = torch.tanh(self._rows @ self._matrix) @ self._matrix
+            loss = h.square().mean() + product.exp().clamp(max=10.0).mean()
+            torch.autograd.grad(loss, [self._kernel, self._matrix])

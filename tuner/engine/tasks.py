@@ -1,0 +1,130 @@
+"""One request -> its events: what the worker process calls. Every failure of a point is a reply, not an exception."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from tuner.contract.base import Scalar
+from tuner.contract.config import RunConfig
+from tuner.contract.errors import WorkloadError
+from tuner.contract.probe import DescribeEvent, ProbeKind, ProbeRequest, ProgressEvent
+from tuner.engine import probes, proofs
+from tuner.engine.bench import Bench, failed
+from tuner.engine.device import choose_device, describe, environment
+from tuner.engine.hooks import Emit, Phases
+from tuner.engine.limits import memory_cap
+from tuner.engine.production import train
+
+WAIT_S = 1.0
+"""Between two looks at a lock another process holds."""
+
+_PROBES: Mapping[ProbeKind, Callable[[Bench], None]] = {
+    ProbeKind.LOADER: probes.loader,
+    ProbeKind.COMPUTE: probes.compute,
+    ProbeKind.LR: probes.lr,
+    ProbeKind.END_TO_END: probes.end_to_end,
+    ProbeKind.TRACE: proofs.trace,
+    ProbeKind.EQUIVALENCE: proofs.equivalence,
+}
+
+
+def run(request: ProbeRequest, workload_class: type[Any] | None, emit: Emit) -> None:
+    """Do what `request` asks with workloads of `workload_class`, telling everything through `emit`.
+
+    Points are answered by PointReply, whatever happens to them; a describe or prepare that fails raises
+    WorkloadError or what the workload raised. A describe without a workload describes the machine alone.
+    """
+    if request.cache_dir:
+        os.environ["TUNER_CACHE"] = request.cache_dir
+    make = _maker(workload_class, request, emit)
+    if request.kind is ProbeKind.DESCRIBE:
+        _describe(request, workload_class, emit)
+    elif request.kind is ProbeKind.PREPARE:
+        Phases(emit).enter("build")
+        make(request.options)
+    else:
+        _answer(request, make, emit)
+
+
+def _answer(request: ProbeRequest, make: Callable[[Mapping[str, Scalar]], Any], emit: Emit) -> None:
+    cpu = torch.device("cpu")
+    try:
+        device = choose_device(request.device)
+        if request.kind is ProbeKind.TRAIN:
+            point: RunConfig = request.points[0]
+            with memory_cap(request.limits.memory_bytes, device):
+                train(request, make(point.options or request.options), device, emit)
+            return
+        bench = Bench(request, make, device, emit)
+    except Exception as error:
+        reply = failed(0, error, cpu)
+        for index in range(max(1, len(request.points))):
+            emit(reply.model_copy(update={"index": index}))
+        return
+    _PROBES[request.kind](bench)
+
+
+def _maker(
+    workload_class: type[Any] | None, request: ProbeRequest, emit: Emit
+) -> Callable[[Mapping[str, Scalar]], Any]:
+    """Options -> a workload whose data is ready."""
+    if workload_class is None:
+        raise_later = WorkloadError("--workload: this request needs a workload")
+
+        def refuse(options: Mapping[str, Scalar]) -> Any:  # noqa: ARG001
+            raise raise_later
+
+        return refuse
+
+    def make(options: Mapping[str, Scalar]) -> Any:
+        workload = workload_class(dict(options))
+        _prepare(request, workload, emit)
+        return workload
+
+    return make
+
+
+def _describe(request: ProbeRequest, workload_class: type[Any] | None, emit: Emit) -> None:
+    info = workload_class(dict(request.options)).info() if workload_class is not None else None
+    device = describe(request.device)
+    kind = torch.device("cuda", 0) if device.kind == "cuda" else torch.device("cpu")
+    emit(DescribeEvent(device=device, info=info, environment=environment(kind)))
+
+
+def _prepare(request: ProbeRequest, workload: Any, emit: Emit) -> None:
+    """In every process, under a lock between them: the first one makes the data, the others find it cached."""
+    if not hasattr(workload, "prepare"):
+        return
+    folder = Path(request.cache_dir or ".cache")
+
+    def progress(done: int, total: int, text: str) -> None:
+        emit(ProgressEvent(done=done, total=total, text=text))
+
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with _locked(folder / ".prepare.lock", lambda: progress(0, 0, "waiting for another process to prepare")):
+            workload.prepare(folder, progress)
+    except OSError as error:
+        raise WorkloadError(f"prepare: {error.filename or folder}: {error.strerror or error}") from error
+
+
+@contextmanager
+def _locked(path: Path, waiting: Callable[[], None]) -> Iterator[None]:
+    """An exclusive lock that ends with the process, however it ends."""
+    with path.open("w", encoding="utf-8") as lock:
+        while True:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                waiting()
+                time.sleep(WAIT_S)
+        yield

@@ -1,0 +1,146 @@
+"""What the GPU and the host were doing during a measurement. What is not known stays None, never 0."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import threading
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import psutil
+import torch
+
+from tuner.contract.measurement import Telemetry
+
+EVERY_S = 0.1
+_SLOWED = ("SwThermalSlowdown", "HwThermalSlowdown", "HwPowerBrakeSlowdown", "HwSlowdown", "SwPowerCap")
+
+
+class Nvml:
+    """NVML's view of one CUDA device. Raises OSError when NVML cannot be used."""
+
+    def __init__(self, device: torch.device) -> None:
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                import pynvml
+            pynvml.nvmlInit()
+            self.library: Any = pynvml
+            self.handle = self._find(device)
+        except Exception as error:
+            raise OSError(f"NVML: {error}") from error
+
+    def _find(self, device: torch.device) -> Any:
+        """By UUID: CUDA_VISIBLE_DEVICES renumbers what torch sees, not what NVML sees."""
+        uuid = str(getattr(torch.cuda.get_device_properties(device), "uuid", ""))
+        for index in range(self.library.nvmlDeviceGetCount()):
+            handle = self.library.nvmlDeviceGetHandleByIndex(index)
+            name = self.library.nvmlDeviceGetUUID(handle)
+            name = name.decode() if isinstance(name, bytes) else name
+            if uuid and uuid in name:
+                return handle
+        return self.library.nvmlDeviceGetHandleByIndex(device.index or 0)
+
+    def ask(self, question: Callable[[Any, Any], Any]) -> Any:
+        """An answer, or None where this GPU or driver has none."""
+        try:
+            return question(self.library, self.handle)
+        except Exception:
+            return None
+
+    def driver(self) -> str | None:
+        found = self.ask(lambda n, _: n.nvmlSystemGetDriverVersion())
+        return found.decode() if isinstance(found, bytes) else found
+
+    def throttled(self) -> bool | None:
+        reasons = self.ask(lambda n, h: n.nvmlDeviceGetCurrentClocksThrottleReasons(h))
+        if reasons is None:
+            return None
+        masks = [getattr(self.library, f"nvmlClocksThrottleReason{name}", 0) for name in _SLOWED]
+        return any(reasons & mask for mask in masks)
+
+    def other_processes(self) -> int | None:
+        """Compute processes besides this one; None when this one is not seen either (other PID namespace)."""
+        running = self.ask(lambda n, h: n.nvmlDeviceGetComputeRunningProcesses(h))
+        pids = [process.pid for process in running or []]
+        return len(pids) - 1 if os.getpid() in pids else (0 if len(pids) == 1 else None)
+
+
+def other_processes(device: torch.device) -> int | None:
+    with contextlib.suppress(OSError):
+        return Nvml(device).other_processes()
+    return None
+
+
+class TelemetrySampler:
+    """Samples a GPU in a thread of its own while it is open; on a CPU it only notes the host's load and swap."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._load = _load_per_core()
+        self._nvml: Nvml | None = None
+        if device.type == "cuda":
+            with contextlib.suppress(OSError):
+                self._nvml = Nvml(device)
+        self._samples: dict[str, list[float]] = {}
+        self._slowed: list[bool] = []
+        self._enough = threading.Event()
+        self._thread: threading.Thread | None = None
+
+    def start(self) -> None:
+        if self._nvml is not None and self._thread is None:
+            self._thread = threading.Thread(target=self._watch, args=(self._nvml,), daemon=True)
+            self._thread.start()
+
+    def stop(self) -> Telemetry:
+        self._enough.set()
+        if self._thread is not None:
+            self._thread.join()
+        busy = self._mean("gpu_utilization")
+        return Telemetry(
+            gpu_utilization=busy / 100 if busy is not None else None,
+            power_w=self._mean("power_w"),
+            sm_clock_mhz=self._mean("sm_clock_mhz"),
+            temperature_c=self._mean("temperature_c"),
+            throttled=any(self._slowed) if self._slowed else None,
+            other_processes=self._nvml.other_processes() if self._nvml is not None else None,
+            host_load=self._load,
+            swap_used_bytes=_swap_used(),
+        )
+
+    def _mean(self, name: str) -> float | None:
+        values = self._samples.get(name, [])
+        return sum(values) / len(values) if values else None
+
+    def _watch(self, nvml: Nvml) -> None:
+        questions: dict[str, Callable[[Any, Any], float]] = {
+            "gpu_utilization": lambda n, h: float(n.nvmlDeviceGetUtilizationRates(h).gpu),
+            "power_w": lambda n, h: n.nvmlDeviceGetPowerUsage(h) / 1000,
+            "sm_clock_mhz": lambda n, h: float(n.nvmlDeviceGetClockInfo(h, n.NVML_CLOCK_SM)),
+            "temperature_c": lambda n, h: float(n.nvmlDeviceGetTemperature(h, n.NVML_TEMPERATURE_GPU)),
+        }
+        while not self._enough.wait(EVERY_S):
+            for name, question in questions.items():
+                value = nvml.ask(question)
+                if value is not None:
+                    self._samples.setdefault(name, []).append(value)
+            slowed = nvml.throttled()
+            if slowed is not None:
+                self._slowed.append(slowed)
+
+
+def _load_per_core() -> float | None:
+    try:
+        return os.getloadavg()[0] / (os.cpu_count() or 1)
+    except OSError:
+        return None
+
+
+def _swap_used() -> int | None:
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            return int(psutil.swap_memory().used)
+    except (OSError, RuntimeError):
+        return None

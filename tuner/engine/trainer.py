@@ -1,0 +1,217 @@
+"""The loop. It knows nothing of probes, logs or files: those are hooks.
+
+Same configuration, same seed and same position in the stream give the same run, bit for bit on a CPU.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import nn
+
+from tuner.contract.config import CompileMode, RunConfig
+from tuner.contract.errors import ConfigError
+from tuner.engine import compiling
+from tuner.engine.clock import StepClock, step_clock
+from tuner.engine.distributed import this_rank
+from tuner.engine.ema import Ema
+from tuner.engine.flops import FlopCount
+from tuner.engine.hooks import Hook
+from tuner.engine.loader import Source, StreamSource
+from tuner.engine.optim import build_optimizer, lr_factor, match_layout, set_lr, trained_parameters, with_settings_of
+from tuner.engine.precision import Arithmetic
+from tuner.engine.step import GradientMaker, StepResult, update
+
+
+class Trainer:
+    """Model, optimizer, averaging, loader and clock of one run.
+
+    Raises Unsupported when this machine cannot run `config`. `source` replaces the loader (resident batches);
+    `dataset` spares making the workload's own again.
+    """
+
+    def __init__(
+        self,
+        workload: Any,
+        config: RunConfig,
+        *,
+        device: torch.device,
+        hooks: Sequence[Hook] = (),
+        source: Source | None = None,
+        dataset: Any = None,
+    ) -> None:
+        this_rank(config)
+        compiling.refuse_illegal(config, device)
+        self.workload = workload
+        self.config = config
+        self.device = device
+        self.hooks = list(hooks)
+        self.samples = 0
+        self.steps = 0
+        self.updating = False
+        """True while parameters change: a failure then leaves them half updated."""
+        self.stop_reason: str | None = None
+        self.flops_per_sample: float | None = None
+        self.clock: StepClock = step_clock(device)
+        self._source = source
+        self._dataset = dataset
+        set_threads(config.threads)
+        torch.manual_seed(config.seed)
+        self.arithmetic = Arithmetic(config.precision, device)
+        self.model = self._build_model()
+        self.ema = Ema(self.model, config.ema) if config.ema is not None else None
+        self.optimizer = build_optimizer(workload, self.model, config.optimizer)
+        self.parameters = trained_parameters(self.optimizer)
+        self._gradients = GradientMaker(workload, self.model, self.arithmetic, channels_last=config.channels_last)
+        self._keep_gradients = False
+        self._speed_up()
+
+    def _build_model(self) -> nn.Module:
+        model: nn.Module = self.workload.model()
+        if self.config.channels_last:
+            return model.to(self.device, memory_format=torch.channels_last).train()  # type: ignore[call-overload,no-any-return]
+        return model.to(self.device).train()
+
+    def _speed_up(self) -> None:
+        """Checkpointing and compilation, after the average has taken its copy of the plain model."""
+        if self.config.gradient_checkpointing:
+            compiling.checkpoint_blocks(self.workload, self.model)
+        compiling.compile_model(self.model, self.config.compile)
+        if self.device.type == "cuda" and self.config.compile in compiling.GRAPH_MODES:
+            self._gradients.marks_steps = True
+            self._keep_gradients = True
+            for parameter in self.parameters:
+                parameter.grad = torch.zeros_like(parameter)
+
+    @property
+    def effective_model(self) -> nn.Module:
+        """The model to evaluate, sample from and keep: the averaged one where there is one."""
+        return self.model if self.ema is None else self.ema.model
+
+    @property
+    def parameter_count(self) -> int:
+        return sum(parameter.numel() for parameter in self.model.parameters())
+
+    def run(self, until: int | None = None) -> None:
+        """Step until `until` samples have been seen in all (None: until a hook stops the run)."""
+        for hook in self.hooks:
+            hook.on_start(self)
+        while self.stop_reason is None and (until is None or self.samples < until):
+            result = self.step()
+            for hook in self.hooks:
+                hook.after_step(self, result)
+        for hook in self.hooks:
+            hook.on_end(self)
+
+    def stop(self, reason: str) -> None:
+        """End the run at the next step border; the first reason stands."""
+        self.stop_reason = self.stop_reason or reason
+
+    def step(self) -> StepResult:
+        """One optimizer update. Raises what the workload raises, and LoaderFailed."""
+        self.clock.begin()
+        group = self.source.next_group()
+        count = FlopCount() if self._counts_flops() else None
+        losses = self._gradients(group, count)
+        lr = self._schedule(group.samples)
+        self.updating = True
+        norm = update(self.optimizer, self.parameters, self.arithmetic, self.config.max_grad_norm)
+        self.optimizer.zero_grad(set_to_none=not self._keep_gradients)
+        if self.ema is not None:
+            self.ema.update(self.samples + group.samples, group.samples)
+        self.samples += group.samples
+        self.steps += 1
+        self.updating = False
+        self.clock.end()
+        if count is not None:
+            self.flops_per_sample = count.total / self.config.micro_batch_size or None
+        return StepResult(group.samples, losses, norm, lr, group.wait_s)
+
+    def gradients(self) -> dict[str, torch.Tensor]:
+        """Gradient of the next group, without an update: what the equivalence probe compares."""
+        self.optimizer.zero_grad(set_to_none=True)
+        self._gradients(self.source.next_group())
+        named = {name: p.grad.clone() for name, p in self.model.named_parameters() if p.grad is not None}
+        self.optimizer.zero_grad(set_to_none=True)
+        return named
+
+    def _counts_flops(self) -> bool:
+        plain = self.config.compile is CompileMode.EAGER and not self.config.gradient_checkpointing
+        return plain and self.steps == 0 and self.flops_per_sample is None
+
+    def _schedule(self, step_samples: int) -> float:
+        """The rate at the middle of the step: the same curve whatever the batch size."""
+        middle = self.samples + step_samples / 2
+        lr = self.config.optimizer.lr * lr_factor(self.config.schedule, self.config.horizon_samples, middle)
+        set_lr(self.optimizer, lr)
+        return lr
+
+    @property
+    def source(self) -> Source:
+        if self._source is None:
+            self._source = StreamSource(
+                self.workload, self.config, self.device, start=self.samples, dataset=self._dataset
+            )
+        return self._source
+
+    @property
+    def loss_scale(self) -> float | None:
+        """The fp16 loss scale; None without a scaler. Waits for the device."""
+        return float(self.arithmetic.scaler.get_scale()) if self.arithmetic.scaler is not None else None
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything from which the run goes on exactly: tensors and plain values only."""
+        scaler = self.arithmetic.scaler
+        return {
+            "samples": self.samples,
+            "steps": self.steps,
+            "model": self.model.state_dict(),
+            "ema": self.ema.model.state_dict() if self.ema is not None else None,
+            "optimizer": self.optimizer.state_dict(),
+            "scaler": scaler.state_dict() if scaler is not None else None,
+            "random": {
+                "cpu": torch.get_rng_state(),
+                "device": torch.cuda.get_rng_state(self.device) if self.device.type == "cuda" else None,
+            },
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from `state`. Raises ConfigError when it belongs to another model or optimizer."""
+        try:
+            self.model.load_state_dict(state["model"])
+            if self.ema is not None:
+                self.ema.model.load_state_dict(state["ema"] or state["model"])
+            self.optimizer.load_state_dict(with_settings_of(self.optimizer, state["optimizer"]))
+        except (RuntimeError, ValueError, KeyError) as error:
+            first = str(error).splitlines()[0] if str(error) else type(error).__name__
+            raise ConfigError(f"the checkpoint does not fit this configuration: {first}") from error
+        match_layout(self.optimizer)
+        if self.arithmetic.scaler is not None and state["scaler"]:
+            self.arithmetic.scaler.load_state_dict(state["scaler"])
+        self.samples, self.steps = int(state["samples"]), int(state["steps"])
+        if self._source is not None:
+            self._source.close()
+            self._source = None
+        _ = self.source  # the loader before the random state, so that making it cannot disturb it
+        torch.set_rng_state(state["random"]["cpu"])
+        if self.device.type == "cuda" and state["random"]["device"] is not None:
+            torch.cuda.set_rng_state(state["random"]["device"], self.device)
+
+    def close(self) -> None:
+        """End the loader's workers and put process-wide switches back."""
+        if self._source is not None:
+            self._source.close()
+            self._source = None
+        self.arithmetic.close()
+
+
+def set_threads(threads: int) -> None:
+    """Intra-op threads; 0 = every core this process may use."""
+    torch.set_num_threads(threads or usable_cores())
+
+
+def usable_cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
