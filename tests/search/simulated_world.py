@@ -1,0 +1,275 @@
+"""A made-up training job: SIMULATION, no hardware behind it. It answers probe requests with raw measurements.
+
+Step time follows k*alpha + B*beta + omega with factors per flag, a loader beside it, noise between processes and
+between steps, memory that grows with the micro-batch, and failures on demand.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from tuner.contract.config import CompileMode, OptimizerConfig, Precision, RunConfig
+from tuner.contract.gpu import DeviceInfo, GpuProfile
+from tuner.contract.measurement import Environment, Measurement, MemoryPeak, Outcome
+from tuner.contract.probe import Listener, PointReply, ProbeKind, ProbeReply, ProbeRequest, ProbeRow
+from tuner.contract.space import SearchSpace
+from tuner.contract.study import LrSpec, StudySpec
+from tuner.contract.tuned import Decision
+from tuner.search.planner import Ask, Done, next_probe, sampler_request
+from tuner.search.selection import select
+
+GIB = 1 << 30
+ENVIRONMENT = Environment(tuner="0", python="3", torch="2", device="simulated", cpu="simulated", cpu_count=4, threads=4)
+Fault = Callable[[ProbeRequest, RunConfig, int], Outcome | None]
+"""(request, point, how many requests came before) -> the failure to inject."""
+
+
+@dataclass(frozen=True)
+class World:
+    """Seconds, bytes and ratios of the made-up job."""
+
+    alpha: float = 0.010
+    beta: float = 0.002
+    omega: float = 0.004
+    data_per_sample: float = 0.0005
+    """Loader seconds per sample and worker; without workers they add to the step."""
+    contention: float = 0.0
+    """Relative slow-down of the computation per worker."""
+    flag_factors: dict[object, float] = field(default_factory=dict)
+    """Factor on compute time by precision, compile mode, `channels_last`, `fused`, `checkpointing`."""
+    fixed_bytes: float = 1 * GIB
+    sample_bytes: float = 0.1 * GIB
+    capacity_bytes: float = 16 * GIB
+    process_noise: float = 0.01
+    step_noise: float = 0.02
+    misfit: float = 0.0
+    """Relative size of a fixed random factor per configuration that no model knows of."""
+    relative_l2: float = 1e-7
+    compile_s: float = 60.0
+    losses: Callable[[float], tuple[float, float]] = lambda lr: (1.0, 0.5)
+    """lr -> first and final loss."""
+
+    def compute_s(self, config: RunConfig) -> float:
+        k, samples = config.accumulation_steps, config.micro_batch_size * config.accumulation_steps
+        return (k * self.alpha + samples * self.beta + self.omega) * self._factor(config)
+
+    def _factor(self, config: RunConfig) -> float:
+        on = [config.precision, config.compile]
+        named = {
+            "channels_last": config.channels_last,
+            "fused": config.optimizer.fused,
+            "checkpointing": config.gradient_checkpointing,
+        }
+        keys = [*on, *(name for name, value in named.items() if value)]
+        return math.prod(self.flag_factors.get(key, 1.0) for key in keys)
+
+    def data_s(self, config: RunConfig) -> float:
+        samples = config.micro_batch_size * config.accumulation_steps
+        return samples * max(1e-6, self.data_per_sample) / max(1, config.loader.num_workers)
+
+    def step_s(self, config: RunConfig) -> float:
+        """True seconds of a production step."""
+        workers = config.loader.num_workers
+        compute, data = self.compute_s(config) * (1 + self.contention * workers), self.data_s(config)
+        own = np.random.default_rng(int(config.digest(), 16)).normal()
+        return (max(compute, data) if workers else compute + data) * math.exp(self.misfit * own)
+
+    def rate(self, config: RunConfig) -> float:
+        return config.effective_batch_size / self.step_s(config)
+
+    def peak_bytes(self, config: RunConfig) -> float:
+        share = 0.3 if config.gradient_checkpointing else 1.0
+        return self.fixed_bytes + share * self.sample_bytes * config.micro_batch_size
+
+
+class SimulatedRunner:
+    """A ProbeRunner on a `World`: nothing is run, the clock is made up, noise follows from the seed."""
+
+    def __init__(self, world: World, seed: int = 0, fault: Fault | None = None, fixed_s: float = 0.8) -> None:
+        self._world = world
+        self._seed = seed
+        self._fault = fault or (lambda *_: None)
+        self._fixed_s = fixed_s
+        self.requests: list[ProbeRequest] = []
+        self._compiled: set[tuple[CompileMode, int]] = set()
+
+    def run(self, request: ProbeRequest, listener: Listener | None = None) -> ProbeReply:
+        self.requests.append(request)
+        rng = np.random.default_rng([self._seed, len(self.requests)])
+        drift = math.exp(self._world.process_noise * rng.standard_normal())
+        points: list[PointReply] = []
+        for index, config in enumerate(request.points):
+            points.append(self._point(request, config, index, drift, rng))
+            if points[-1].outcome in (Outcome.CRASHED, Outcome.TIMEOUT):
+                missed = range(index + 1, len(request.points))
+                points += [PointReply(index=i, outcome=Outcome.NO_RESULT, message="not reached") for i in missed]
+                break
+        share = self._fixed_s / len(points)
+        timed = [point.model_copy(update={"seconds": point.seconds + share}) for point in points]
+        return ProbeReply(
+            request_id=request.id,
+            points=tuple(timed),
+            seconds=sum(point.seconds for point in timed),
+            fixed_s=self._fixed_s,
+        )
+
+    def close(self) -> None:
+        pass
+
+    def _point(
+        self, request: ProbeRequest, config: RunConfig, index: int, drift: float, rng: np.random.Generator
+    ) -> PointReply:
+        fault = self._fault(request, config, len(self.requests) - 1)
+        if fault is None and request.kind is not ProbeKind.LOADER:
+            fault = Outcome.OOM_DEVICE if self._world.peak_bytes(config) > self._world.capacity_bytes else None
+        if fault is not None:
+            return PointReply(index=index, outcome=fault, message=f"injected {fault.value}", seconds=1.0)
+        if request.kind is ProbeKind.EQUIVALENCE:
+            values = {"relative_l2": self._world.relative_l2} if index else {}
+            return PointReply(index=index, outcome=Outcome.OK, values=values, seconds=0.6)
+        if request.kind is ProbeKind.LR:
+            return self._losses(request, config, index, rng)
+        measurement, seconds = self._measured(request, config, drift, rng)
+        return PointReply(
+            index=index, outcome=Outcome.OK, measurement=measurement, seconds=seconds, environment=ENVIRONMENT
+        )
+
+    def _losses(self, request: ProbeRequest, config: RunConfig, index: int, rng: np.random.Generator) -> PointReply:
+        first, final = self._world.losses(config.optimizer.lr)
+        noise = math.exp(0.001 * np.random.default_rng(config.seed).standard_normal())
+        assert request.samples is not None
+        seconds = request.samples / self._world.rate(config)
+        values = {"first_loss": first * noise, "final_loss": final * noise}
+        return PointReply(index=index, outcome=Outcome.OK, values=values, seconds=seconds)
+
+    def _measured(
+        self, request: ProbeRequest, config: RunConfig, drift: float, rng: np.random.Generator
+    ) -> tuple[Measurement, float]:
+        world, loader = self._world, request.kind is ProbeKind.LOADER
+        if loader:
+            step, samples = world.data_s(config) / config.accumulation_steps, config.micro_batch_size
+        else:
+            alone = request.kind is ProbeKind.COMPUTE
+            step, samples = world.compute_s(config) if alone else world.step_s(config), config.effective_batch_size
+        measured = 0.6 * request.limits.measure_s
+        count = int(np.clip(measured / step, request.limits.min_steps, 60))
+        times = step * drift * np.exp(world.step_noise * rng.standard_normal(count))
+        warm, compile_s = 3, self._compile_seconds(config, loader)
+        peak = world.peak_bytes(config) * (1 + 0.005 * rng.standard_normal())
+        memory = MemoryPeak(process_bytes=GIB, reserved_bytes=int(peak), allocated_bytes=int(0.9 * peak))
+        measurement = Measurement(
+            samples_per_step=samples,
+            step_s=(*(2 * step,) * warm, *(float(t) for t in times)),
+            data_wait_s=() if loader else (0.0,) * (warm + count),
+            warmup_steps=warm,
+            memory=memory,
+            phases_s={"build": 0.3, "compile": compile_s, "measure": measured},
+            reference_s=(0.01, 0.0101) if request.reference else (),
+        )
+        return measurement, 0.6 + request.limits.measure_s + compile_s + (3.0 if request.soak else 0.0)
+
+    def _compile_seconds(self, config: RunConfig, loader: bool) -> float:
+        if loader or config.compile is CompileMode.EAGER:
+            return 0.0
+        key = (config.compile, config.micro_batch_size)
+        seconds = 4.0 if key in self._compiled else self._world.compile_s
+        self._compiled.add(key)
+        return seconds
+
+
+ALL_PRECISIONS = (Precision.FP32, Precision.TF32, Precision.FP16, Precision.BF16)
+
+
+def make_spec(**changes: object) -> StudySpec:
+    """A study of an 8x2 baseline on a simulated 16 GiB GPU; keywords replace fields of the spec."""
+    target = GpuProfile(
+        name="simulated", label="Simulated", kind="cuda", memory_bytes=16 * GIB, capability=(8, 0),
+        dtypes=ALL_PRECISIONS, compile_modes=tuple(CompileMode),
+    )  # fmt: skip
+    device = DeviceInfo(
+        kind="cuda", name="Simulated", capability=(8, 0), memory_bytes=16 * GIB, free_bytes=16 * GIB,
+        host_bytes=64 * GIB, host_free_bytes=32 * GIB, cpu_name="simulated", cpu_count=8, torch="2",
+        dtypes=ALL_PRECISIONS,
+    )  # fmt: skip
+    baseline = make_baseline()
+    space = SearchSpace(
+        micro_batch_size=(1, 2, 4, 8, 16),
+        precision=(Precision.FP32, Precision.FP16),
+        channels_last=(False, True),
+        fused=(False, True),
+        gradient_checkpointing=(False, True),
+        num_workers=(0, 1, 2, 4),
+        prefetch_factor=(2, 4),
+    )
+    fields: dict[str, object] = {
+        "name": "simulated", "workload": "simulated", "target": target, "device": device, "baseline": baseline,
+        "space": space, "effective_batch": 16, "memory_budget_bytes": int(0.92 * 16 * GIB), "budget_s": 240.0,
+        "lr": LrSpec(enabled=False),
+    }  # fmt: skip
+    return StudySpec.model_validate({**fields, **changes})
+
+
+def make_baseline(**changes: object) -> RunConfig:
+    fields: dict[str, object] = {
+        "workload": "simulated", "micro_batch_size": 8, "accumulation_steps": 2, "horizon_samples": 2_400_000,
+        "optimizer": OptimizerConfig(lr=1e-4),
+    }  # fmt: skip
+    return RunConfig.model_validate({**fields, **changes})
+
+
+def rows_of(request: ProbeRequest, reply: ProbeReply, number: int) -> list[ProbeRow]:
+    """The rows a store would keep of a reply."""
+    return [
+        ProbeRow(
+            number=number + point.index, request_id=request.id, index=point.index, kind=request.kind,
+            stage=request.stage, config=request.points[point.index], pair=request.pair, soak=request.soak,
+            outcome=point.outcome, message=point.message, measurement=point.measurement, values=point.values,
+            environment=point.environment, seconds=point.seconds, fixed_s=reply.fixed_s / len(reply.points),
+        )
+        for point in reply.points
+    ]  # fmt: skip
+
+
+@dataclass
+class Ended:
+    """A study driven to its end."""
+
+    spec: StudySpec
+    rows: list[ProbeRow]
+    requests: list[ProbeRequest]
+    reason: str
+    decision: Decision
+
+    @property
+    def seconds(self) -> float:
+        return sum(row.seconds for row in self.rows)
+
+    def of_stage(self, *names: str) -> list[ProbeRequest]:
+        return [request for request in self.requests if request.stage.value in names]
+
+
+def drive(
+    spec: StudySpec,
+    world: World,
+    *,
+    seed: int = 0,
+    fault: Fault | None = None,
+    rows: Sequence[ProbeRow] = (),
+    propose: Callable[[int], dict[str, object]] | None = None,
+    most: int = 300,
+) -> Ended:
+    """Ask, run, keep, until the planner is done."""
+    runner, kept = SimulatedRunner(world, seed, fault), list(rows)
+    for turn in range(most):
+        plan = next_probe(spec, kept)
+        if isinstance(plan, Done):
+            return Ended(spec, kept, runner.requests, plan.reason, select(kept, spec))
+        if isinstance(plan, Ask):
+            assert propose is not None
+            plan = sampler_request(spec, kept, propose(turn))
+        kept += rows_of(plan, runner.run(plan), len(kept))
+    raise AssertionError(f"the planner asked for more than {most} probes")

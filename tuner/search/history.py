@@ -1,0 +1,181 @@
+"""History: the stored rows, indexed by what was asked, and which of them settle a question for good."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Sequence
+from functools import cached_property
+
+import numpy as np
+
+from tuner.contract.measurement import Measurement, Outcome
+from tuner.contract.probe import ProbeKind, ProbeRow, Stage
+from tuner.contract.study import StudySpec
+from tuner.search.points import Point, Variant, point_of
+
+SEARCH_STAGES = frozenset(
+    {
+        Stage.BASELINE,
+        Stage.EQUIVALENCE,
+        Stage.LOADER,
+        Stage.FLAGS,
+        Stage.BATCH,
+        Stage.VERIFY,
+        Stage.POLISH,
+        Stage.LR,
+        Stage.SAMPLER,
+    }
+)
+"""Stages whose seconds and probes count against the budget; the gate and the soak have their own."""
+
+FLUKES = frozenset({Outcome.CRASHED, Outcome.NO_RESULT, Outcome.TIMEOUT})
+"""Outcomes that may be an accident of the process and not a property of the configuration."""
+
+MAX_CONTENDED = 3
+"""Attempts at a measurement another process keeps disturbing; then it is unmeasurable here."""
+
+_MODEL_KINDS = frozenset({ProbeKind.COMPUTE, ProbeKind.END_TO_END})
+
+
+def mean_rate(measurement: Measurement) -> float:
+    """Samples per second at steady state: the `value` of `statistics.throughput`, without its interval."""
+    steady = measurement.steady_step_s
+    return measurement.samples_per_step * len(steady) / math.fsum(steady)
+
+
+def median_step_s(measurement: Measurement) -> float:
+    return float(np.median(measurement.steady_step_s))
+
+
+def is_ok(row: ProbeRow) -> bool:
+    """Measured, with at least one steady step."""
+    return row.outcome is Outcome.OK and row.measurement is not None and bool(row.measurement.steady_step_s)
+
+
+def rate_of(row: ProbeRow) -> float:
+    assert row.measurement is not None
+    return mean_rate(row.measurement)
+
+
+def is_settled(rows: Sequence[ProbeRow], *, retry_fluke: bool) -> bool:
+    """True when nothing more is to be asked: measured, ruled out for good, or the attempts are used up."""
+    if not rows:
+        return False
+    outcomes = Counter(row.outcome for row in rows)
+    flukes = sum(outcomes[outcome] for outcome in FLUKES)
+    final = len(rows) - outcomes[Outcome.CONTENDED] - flukes
+    if final:
+        return True
+    return outcomes[Outcome.CONTENDED] >= MAX_CONTENDED or flukes >= (2 if retry_fluke else 1)
+
+
+class History:
+    """The rows of one study. Rows put in by hand, by production or by set-up are no part of a search."""
+
+    def __init__(self, spec: StudySpec, rows: Iterable[ProbeRow]) -> None:
+        self.spec = spec
+        self.rows = tuple(sorted(rows, key=lambda row: row.number))
+        self.search = tuple(row for row in self.rows if row.stage in SEARCH_STAGES)
+        self.gate = tuple(row for row in self.rows if row.stage is Stage.GATE)
+        self.soak = tuple(row for row in self.rows if row.stage is Stage.SOAK)
+        self._asked: defaultdict[tuple[ProbeKind, Point], list[ProbeRow]] = defaultdict(list)
+        for row in self.search:
+            if row.kind is not ProbeKind.LR:
+                self._asked[row.kind, point_of(row.config)].append(row)
+
+    @cached_property
+    def request_sizes(self) -> Counter[str]:
+        """Points per request id."""
+        return Counter(row.request_id for row in self.rows)
+
+    @cached_property
+    def probes(self) -> int:
+        """Processes the search has used."""
+        return len({row.request_id for row in self.search})
+
+    @cached_property
+    def spent_s(self) -> float:
+        return sum(row.seconds for row in self.search)
+
+    def compile_seconds(self, variant: Variant) -> float:
+        """Longest compile phase the search saw of a variant: production may start with a cold cache. 0 = none seen."""
+        return self._compile_s.get(variant, 0.0)
+
+    @cached_property
+    def _compile_s(self) -> dict[Variant, float]:
+        found: dict[Variant, float] = {}
+        for (_, point), rows in self._asked.items():
+            for row in rows:
+                seconds = row.measurement.phases_s.get("compile", 0.0) if row.measurement is not None else 0.0
+                found[point.variant] = max(seconds, found.get(point.variant, 0.0))
+        return found
+
+    def of(self, kind: ProbeKind, point: Point) -> tuple[ProbeRow, ...]:
+        return tuple(self._asked.get((kind, point), ()))
+
+    def of_kind(self, kind: ProbeKind) -> dict[Point, list[ProbeRow]]:
+        """Rows by point, in the order first asked."""
+        return {point: rows for (asked, point), rows in self._asked.items() if asked is kind}
+
+    def ok(self, kind: ProbeKind, point: Point) -> tuple[ProbeRow, ...]:
+        return tuple(row for row in self.of(kind, point) if is_ok(row))
+
+    @cached_property
+    def _unreached(self) -> frozenset[int]:
+        """Numbers of the rows whose point never ran: the process had ended at a point before it.
+
+        They are no attempt at their point. Every request has at least one row that is, so asking again ends.
+        """
+        failed = {(row.request_id, row.index) for row in self.rows if row.outcome is not Outcome.OK}
+        return frozenset(
+            row.number
+            for row in self.rows
+            if row.outcome is Outcome.NO_RESULT and (row.request_id, row.index - 1) in failed
+        )
+
+    def attempts(self, kind: ProbeKind, point: Point) -> tuple[ProbeRow, ...]:
+        return tuple(row for row in self.of(kind, point) if row.number not in self._unreached)
+
+    def settled(self, kind: ProbeKind, point: Point, *, must: bool = False) -> bool:
+        """See `is_settled`. A crash among other points is tried again alone: one of those may have caused it.
+
+        `must`: also a timeout, and also a crash in a process of its own.
+        """
+        rows = self.attempts(kind, point)
+        shared = any(self.request_sizes[row.request_id] > 1 for row in rows if row.outcome in FLUKES)
+        timed_out = any(row.outcome is Outcome.TIMEOUT for row in rows)
+        return is_settled(rows, retry_fluke=must or (shared and not timed_out))
+
+    def is_retry(self, kind: ProbeKind, point: Point) -> bool:
+        """True when the point ended its process before: it is then asked alone."""
+        return any(row.outcome in FLUKES for row in self.attempts(kind, point))
+
+    def fits(self, row: ProbeRow) -> bool:
+        """The measured peak lies within the memory budget."""
+        return row.measurement is not None and self.spec.memory_used(row.measurement.memory) <= 1.0
+
+    @cached_property
+    def overruns(self) -> dict[Variant, int]:
+        """Smallest micro-batch size seen not to fit, by variant: neither it nor anything above is tried again."""
+        found: dict[Variant, int] = {}
+        for (kind, point), rows in self._asked.items():
+            if kind not in _MODEL_KINDS:
+                continue
+            if any(row.outcome.is_oom or (is_ok(row) and not self.fits(row)) for row in rows):
+                found[point.variant] = min(point.micro, found.get(point.variant, point.micro))
+        return found
+
+    @cached_property
+    def shares(self) -> dict[Variant, dict[int, float]]:
+        """Measured share of the memory budget by variant and micro-batch size (the largest seen)."""
+        found: dict[Variant, dict[int, float]] = {}
+        for (kind, point), rows in self._asked.items():
+            if kind not in _MODEL_KINDS:
+                continue
+            for row in rows:
+                if is_ok(row) and row.measurement is not None:
+                    by_size = found.setdefault(point.variant, {})
+                    share = self.spec.memory_used(row.measurement.memory)
+                    by_size[point.micro] = max(share, by_size.get(point.micro, 0.0))
+        return found

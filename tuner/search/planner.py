@@ -1,0 +1,135 @@
+"""The planner: which probe comes next, as a pure function of the study's specification and its stored rows.
+
+Killed at any moment and called again with the rows that were stored, it asks for the same probe and repeats none.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from tuner.contract.config import CompileMode, Precision
+from tuner.contract.probe import ProbeKind, ProbeRequest, ProbeRow, Stage
+from tuner.contract.space import Knob, with_knobs
+from tuner.contract.study import SamplerName, StudySpec
+from tuner.search.gate import contest, soak, standing
+from tuner.search.lr import lr_stage
+from tuner.search.points import lr_rule, point_of
+from tuner.search.refine import polish, verify
+from tuner.search.requests import make_request
+from tuner.search.situation import Situation, situation_of
+from tuner.search.stages import STAGES, Failed, baseline, equivalence
+from tuner.search.view import View
+
+
+@dataclass(frozen=True)
+class Ask:
+    """An Optuna sampler should propose the next end-to-end probe: see `sampler_request`."""
+
+    reason: str
+
+
+@dataclass(frozen=True)
+class Done:
+    """Nothing is left to ask; `selection.select` says what came of it."""
+
+    reason: str
+
+
+def next_probe(spec: StudySpec, rows: Sequence[ProbeRow]) -> ProbeRequest | Ask | Done:
+    """The next request of the study: baseline, the search's stages, lr, ship gate, soak.
+
+    The search ends when no unmeasured configuration could beat the best by 1 %, or with the budget, of which the
+    cost of the gate is kept free. Once the gate has begun the search is closed.
+    """
+    view = View(spec, rows)
+    first = baseline(view)
+    if isinstance(first, Failed):
+        return Done(first.reason)
+    if first is not None:
+        return first
+    s = situation_of(view)
+    return _searched(s) or _judged(s)
+
+
+def _searched(s: Situation) -> ProbeRequest | Ask | None:
+    if s.history.gate or s.history.soak:
+        return None
+    lr_begun = any(row.kind is ProbeKind.LR for row in s.history.search)
+    if not lr_begun and (found := _search(s)) is not None:
+        return found
+    return lr_stage(s)
+
+
+def _search(s: Situation) -> ProbeRequest | Ask | None:
+    if s.view.spec.sampler is not SamplerName.STAGED:
+        if s.budget.spent_up:
+            return None
+        return equivalence(s) or Ask(f"sampler {s.view.spec.sampler.value} proposes")
+    for stage in (*STAGES, verify, polish):
+        if (request := stage(s)) is not None:
+            return request
+    return None
+
+
+def _judged(s: Situation) -> ProbeRequest | Done:
+    """The gate, when anything was compared at all, and the soak of what is to be shipped."""
+    if not gate_needed(s):
+        return Done(ended_because(s))
+    state = standing(s)
+    request = state.request or soak(s, state)
+    return request or Done("the ship gate is decided")
+
+
+def gate_needed(s: Situation) -> bool:
+    """Some configuration besides the reference ran end to end, so that fresh measurements have something to prove."""
+    return len(s.forecast.rates) > 1 or bool(contest(s).finalists)
+
+
+def ended_because(s: Situation) -> str:
+    """Why the search compared nothing with the reference."""
+    budget = s.budget
+    if not budget.probes_left:
+        return f"--probes: the {s.view.spec.max_probes} probes allowed are used up"
+    if budget.spent_up:
+        needed = (
+            f"a candidate and a ship gate of {s.view.spec.gate.min_pairs} pairs need about {budget.least_s:.0f} s here"
+        )
+        return f"budget: of {s.view.spec.budget_s:.0f} s too little was left to compare anything; {needed}"
+    return "the space holds nothing that could be compared with the baseline here"
+
+
+def sampler_request(spec: StudySpec, rows: Sequence[ProbeRow], values: Mapping[str, Any]) -> ProbeRequest:
+    """The end-to-end probe of the knob values an Optuna sampler proposed (by `Knob` value; enums as their strings).
+
+    A learning rate is never taken from a sampler: throughput does not depend on it. Raises ValueError when the
+    micro-batch size does not divide the effective batch size.
+    """
+    view = View(spec, rows)
+    chosen = {Knob(name): _typed(Knob(name), value) for name, value in values.items() if name != Knob.LR.value}
+    if view.coupled and view.reference is not None:
+        chosen[Knob.MICRO_BATCH_SIZE] = view.reference.micro
+    if spec.effective_batch is not None:
+        chosen.pop(Knob.EFFECTIVE_BATCH_SIZE, None)
+    config = with_knobs(spec.baseline, chosen)
+    factor = config.effective_batch_size / spec.baseline.effective_batch_size
+    if factor != 1.0:
+        config = with_knobs(config, {Knob.LR: lr_rule(spec.baseline.optimizer, factor)})
+    return make_request(view.history, ProbeKind.END_TO_END, Stage.SAMPLER, [config])
+
+
+def forbidden(spec: StudySpec, rows: Sequence[ProbeRow], request: ProbeRequest) -> str | None:
+    """Why a sampler's proposal must not be run: its size was seen not to fit. None = it may."""
+    view = View(spec, rows)
+    point = point_of(request.points[0])
+    limit = view.history.overruns.get(point.variant)
+    if limit is None or point.micro < limit:
+        return None
+    return f"micro-batch size {limit} did not fit before, so {point.micro} is not tried"
+
+
+def _typed(knob: Knob, value: Any) -> Any:
+    if knob is Knob.PRECISION:
+        return Precision(value)
+    return CompileMode(value) if knob is Knob.COMPILE else value

@@ -1,0 +1,160 @@
+"""Points: configurations seen as knob values alone, so that the search compares them cheaply. It measures nothing."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+from tuner.contract.config import CompileMode, OptimizerConfig, OptimizerName, Precision, RunConfig
+from tuner.contract.space import Knob, with_knobs
+from tuner.contract.study import StudySpec
+
+IDLE_PREFETCH = 2
+"""The value prefetch takes where no worker exists and it has no effect."""
+
+
+class Variant(NamedTuple):
+    """The knobs that change how one micro-batch is computed."""
+
+    precision: Precision
+    compile: CompileMode
+    gradient_checkpointing: bool
+    channels_last: bool
+    fused: bool
+
+
+class Loader(NamedTuple):
+    workers: int
+    prefetch: int
+
+
+class Point(NamedTuple):
+    """Everything the system search may change about a configuration."""
+
+    variant: Variant
+    micro: int
+    accumulation: int
+    loader: Loader
+
+    @property
+    def samples(self) -> int:
+        """Samples per optimizer step on one device."""
+        return self.micro * self.accumulation
+
+
+FLAG_KNOBS = (Knob.PRECISION, Knob.CHANNELS_LAST, Knob.FUSED)
+"""Flags screened one at a time against the base."""
+
+
+def point_of(config: RunConfig) -> Point:
+    variant = Variant(
+        config.precision,
+        config.compile,
+        config.gradient_checkpointing,
+        config.channels_last,
+        config.optimizer.fused,
+    )
+    return Point(variant, config.micro_batch_size, config.accumulation_steps, loader_of(config))
+
+
+def loader_of(config: RunConfig) -> Loader:
+    return as_loader(config.loader.num_workers, config.loader.prefetch_factor)
+
+
+def as_loader(workers: int, prefetch: int) -> Loader:
+    return Loader(workers, prefetch if workers else IDLE_PREFETCH)
+
+
+def config_of(spec: StudySpec, point: Point) -> RunConfig:
+    """The full configuration of `point`: the baseline with the point's knobs.
+
+    Another effective batch size than the baseline's changes the lr by rule (see `lr_rule`).
+    """
+    baseline = spec.baseline
+    effective = point.samples * baseline.world_size
+    values: dict[Knob, Any] = {
+        Knob.EFFECTIVE_BATCH_SIZE: effective,
+        Knob.MICRO_BATCH_SIZE: point.micro,
+        Knob.NUM_WORKERS: point.loader.workers,
+        Knob.PREFETCH_FACTOR: point.loader.prefetch,
+        Knob.PRECISION: point.variant.precision,
+        Knob.COMPILE: point.variant.compile,
+        Knob.GRADIENT_CHECKPOINTING: point.variant.gradient_checkpointing,
+        Knob.CHANNELS_LAST: point.variant.channels_last,
+        Knob.FUSED: point.variant.fused,
+    }
+    factor = effective / baseline.effective_batch_size
+    if factor != 1.0:
+        values[Knob.LR] = lr_rule(baseline.optimizer, factor)
+    return with_knobs(baseline, values)
+
+
+def lr_rule(optimizer: OptimizerConfig, factor: float) -> float:
+    """Learning rate when the effective batch grows by `factor`: linear for SGD, square root for Adam.
+
+    The square root rule: Malladi et al., arXiv 2205.10287; betas and eps are left alone here.
+    """
+    power = factor if optimizer.name is OptimizerName.SGD else math.sqrt(factor)
+    return optimizer.lr * power
+
+
+def with_batch(point: Point, micro: int, samples: int) -> Point:
+    """`point` cut into micro-batches of `micro` at `samples` per step (must divide)."""
+    assert samples % micro == 0
+    return point._replace(micro=micro, accumulation=samples // micro)
+
+
+def with_flag(variant: Variant, knob: Knob, value: Any) -> Variant:
+    return variant._replace(**{knob.value: value})
+
+
+def sample_values(spec: StudySpec) -> tuple[int, ...]:
+    """Samples per step and device the search may use; the first is where the stages work."""
+    world = spec.baseline.world_size
+    if spec.effective_batch is not None:
+        return (max(1, spec.effective_batch // world),)
+    own = spec.baseline.effective_batch_size
+    others = sorted(set(spec.space.effective_batch_size) - {own})
+    return tuple(value // world for value in (own, *others) if value % world == 0)
+
+
+def micro_values(spec: StudySpec, samples: int) -> tuple[int, ...]:
+    """Micro-batch sizes of the space that divide `samples`, ascending."""
+    values = spec.space.values(Knob.MICRO_BATCH_SIZE, spec.baseline)
+    return tuple(sorted({value for value in values if samples % value == 0}))
+
+
+def flag_values(spec: StudySpec, knob: Knob) -> tuple[Any, ...]:
+    return spec.space.values(knob, spec.baseline)
+
+
+def worker_values(spec: StudySpec) -> tuple[int, ...]:
+    return tuple(sorted(set(spec.space.values(Knob.NUM_WORKERS, spec.baseline))))
+
+
+def prefetch_values(spec: StudySpec) -> tuple[int, ...]:
+    return tuple(sorted(set(spec.space.values(Knob.PREFETCH_FACTOR, spec.baseline))))
+
+
+def smaller_cuts(point: Point) -> Iterator[Point]:
+    """The same samples per step in ever smaller micro-batches (halved), down to one sample."""
+    micro = point.micro
+    while micro % 2 == 0:
+        micro //= 2
+        yield with_batch(point, micro, point.samples)
+    if micro > 1:
+        yield with_batch(point, 1, point.samples)
+
+
+def differences(one: Point, other: Point) -> int:
+    """How many settings differ: flags, the cut of the batch, workers, prefetch."""
+    pairs = [*zip(one.variant, other.variant, strict=True), *zip(one.loader, other.loader, strict=True)]
+    return sum(a != b for a, b in pairs) + (one[1:3] != other[1:3])
+
+
+def neighbours(values: tuple[int, ...], value: int) -> tuple[int, ...]:
+    """The next listed value above and below `value`."""
+    below = [v for v in values if v < value]
+    above = [v for v in values if v > value]
+    return (*above[:1], *below[-1:])

@@ -1,0 +1,150 @@
+"""The words of a decision: what changed, what limits, and what a reader should also know."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from tuner.contract.config import RunConfig
+from tuner.contract.measurement import Interval, Outcome
+from tuner.contract.probe import ProbeKind
+from tuner.contract.space import Knob, knob_value
+from tuner.search.forecast import MISFIT
+from tuner.search.gate import Standing
+from tuner.search.lr import lr_notes
+from tuner.search.points import Point, micro_values
+from tuner.search.situation import Situation
+from tuner.search.stages import compile_plan
+from tuner.search.view import EQUIVALENT, View
+
+_NAMES = {
+    Knob.EFFECTIVE_BATCH_SIZE: "effective batch",
+    Knob.PRECISION: "precision",
+    Knob.COMPILE: "compile",
+    Knob.GRADIENT_CHECKPOINTING: "gradient checkpointing",
+    Knob.CHANNELS_LAST: "channels_last",
+    Knob.FUSED: "fused optimizer",
+    Knob.NUM_WORKERS: "loader workers",
+    Knob.PREFETCH_FACTOR: "prefetch",
+    Knob.LR: "lr",
+}
+LAUNCH_BOUND = 0.3
+"""Share of a step spent on per-micro-batch cost from which launches are called the limit."""
+LOADER_BOUND = 1.0
+"""Loader seconds over compute seconds from which the loader is called the limit."""
+
+
+def changes(before: RunConfig, after: RunConfig) -> str:
+    """`batch 8x2 -> 16x1, loader workers 0 -> 2`."""
+    found = []
+    if before.batch_label != after.batch_label:
+        found.append(f"batch {before.batch_label} -> {after.batch_label} (micro-batch x accumulation)")
+    for knob, name in _NAMES.items():
+        old, new = knob_value(before, knob), knob_value(after, knob)
+        idle = knob is Knob.PREFETCH_FACTOR and not (before.loader.num_workers and after.loader.num_workers)
+        if old != new and not idle:
+            found.append(f"{name} {_word(old)} -> {_word(new)}")
+    return "Changed: " + (", ".join(found) or "nothing")
+
+
+def _word(value: Any) -> str:
+    if isinstance(value, bool):
+        return "on" if value else "off"
+    return f"{value:g}" if isinstance(value, float) else str(getattr(value, "value", value))
+
+
+def times(gain: Interval) -> str:
+    """`1.213x (1.190 to 1.236)`."""
+    return f"{gain.value:.3f}x ({gain.low:.3f} to {gain.high:.3f})"
+
+
+def reference_name(s: Situation) -> str:
+    if s.forecast.reference == s.view.baseline:
+        return "baseline"
+    return f"baseline cut to {s.forecast.reference.micro}x{s.forecast.reference.accumulation}"
+
+
+def limit(s: Situation, point: Point) -> str:
+    """One sentence on what the speed of `point` is limited by, from the model; empty where nothing was fitted."""
+    compute = s.view.steps.estimate(point.variant, point.micro, point.accumulation)
+    if compute is None or compute.value <= 0:
+        return ""
+    data = s.forecast.data_seconds(point) / compute.value
+    if data >= LOADER_BOUND:
+        return f"What limits it now is the loader: it needs {data:.1f} times as long as the computation."
+    fit = s.view.steps.nearest_fit(point.variant)
+    if fit is None:
+        return ""
+    share = fit.launch_share(point.micro, point.accumulation)
+    if share >= LAUNCH_BOUND:
+        return (
+            f"What limits it now is launch overhead: {100 * share:.0f} % of a step does not depend on the batch size."
+        )
+    return f"What limits it now is computation: {100 * (1 - share):.0f} % of a step grows with the samples."
+
+
+def study_notes(view: View) -> Iterator[str]:
+    """Notes that hold whether or not anything was searched."""
+    spec = view.spec
+    if spec.transferred:
+        yield (
+            f"transfer unverified: measured on {spec.device.name}; limits are those of {spec.target.label}, "
+            "speed there is not known"
+        )
+    if view.reference is not None and view.reference != view.baseline:
+        rows = view.history.of(ProbeKind.END_TO_END, view.baseline)
+        oom = any(row.outcome.is_oom for row in rows)
+        cut = f"{view.reference.micro}x{view.reference.accumulation}"
+        what = "ran out of memory" if oom else "passed the memory budget"
+        yield (
+            f"the baseline itself does not fit: {spec.baseline.batch_label} {what}; compared with "
+            f"{cut}, the largest cut of the same effective batch that fits"
+        )
+    yield from _equivalence_notes(view)
+    if spec.effective_batch is None:
+        yield (
+            "effective batch free: another size changes the training dynamics; its lr follows a rule "
+            "(Adam: square root, SGD: linear) and is unverified"
+        )
+
+
+def _equivalence_notes(view: View) -> Iterator[str]:
+    searched = len(micro_values(view.spec, view.samples)) > 1
+    if view.spec.batch_coupled:
+        yield "batch_coupled: the workload says so, so micro-batch size and accumulation were not searched"
+    elif view.coupled:
+        yield (
+            f"batch_coupled: gradients of two cuts of one batch differ by {view.relative_l2:.1e} "
+            f"(allowed {EQUIVALENT:.0e}), so micro-batch size and accumulation were not searched"
+        )
+    elif view.relative_l2 is None and searched and view.reference is not None:
+        yield "equivalence not measured: that accumulation is a free trade here is the workload's word"
+
+
+def search_notes(s: Situation) -> Iterator[str]:
+    """Notes on how the search went."""
+    yield from lr_notes(s.history.search, s.view.spec)
+    for point, why_not in compile_plan(s):
+        if why_not:
+            yield f"compile {point.variant.compile.value} not tried: {why_not}"
+    if not s.budget.probes_left:
+        yield f"--probes: the search ended with the {s.view.spec.max_probes} probes allowed"
+    elif s.budget.spent_up:
+        yield f"budget: the search ended with its {s.view.spec.budget_s:.0f} s, the ship gate's share kept free"
+    if s.forecast.residual > MISFIT:
+        off = 100 * s.forecast.residual
+        yield f"model: predictions were off by {off:.0f} % end to end, so neighbours were measured instead"
+    contended = sum(row.outcome is Outcome.CONTENDED for row in s.history.rows)
+    if contended:
+        yield f"contended: {contended} measurements were disturbed by something else on this machine"
+
+
+def gate_notes(state: Standing) -> Iterator[str]:
+    for finalist, why in state.out.items():
+        yield f"finalist {state.contest.sides[finalist].label}: out, {why}"
+    if state.contest.looks:
+        tests = len(state.contest.finalists) * len(state.contest.looks)
+        yield (
+            f"gate: intervals of {100 * state.contest.confidence:.2f} %: the error level is shared over {tests} tests "
+            f"({len(state.contest.finalists)} finalists, {len(state.contest.looks)} looks; Bonferroni)"
+        )

@@ -1,0 +1,252 @@
+"""Selection: what the rows prove. The gain comes from the ship gate alone, never from the best figure of the search."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from tuner.contract.config import RunConfig
+from tuner.contract.measurement import Interval, MemoryPeak
+from tuner.contract.probe import ProbeRow
+from tuner.contract.statistics import prediction_interval, throughput
+from tuner.contract.study import StudySpec
+from tuner.contract.tuned import Decision, Promise, Side
+from tuner.search import reasons
+from tuner.search.gate import Standing, soak_order, soak_rows, soaked, standing
+from tuner.search.history import is_ok, rate_of
+from tuner.search.objective import break_even_samples, production_seconds
+from tuner.search.planner import ended_because, gate_needed
+from tuner.search.points import Variant, config_of, point_of
+from tuner.search.situation import Situation, situation_of
+from tuner.search.stages import Failed, baseline
+from tuner.search.view import View
+
+PEAK_ERROR = 0.03
+"""Relative error bar on a peak besides what was seen: repeats of one configuration differ by 2 to 4 % on a host."""
+RUNNER_UPS = 3
+
+
+def select(rows: Sequence[ProbeRow], spec: StudySpec) -> Decision:
+    """Winner, no gain, or failed (not even the baseline could be measured); valid at any moment of a study."""
+    view = View(spec, rows)
+    first = baseline(view)
+    if first is not None:
+        reason = first.reason if isinstance(first, Failed) else "the baseline has not been measured yet"
+        return Decision(kind="failed", reason=_sentence(reason), notes=tuple(reasons.study_notes(view)))
+    s = situation_of(view)
+    if not gate_needed(s):
+        return _untested(s)
+    state = standing(s)
+    shipped = shipped_side(s, state)
+    if shipped:
+        return _winner(s, state, shipped)
+    return _no_gain(s, state)
+
+
+def shipped_side(s: Situation, state: Standing) -> int:
+    """The best proven finalist whose soak did not fail, or is still open; 0 = the reference."""
+    if state.request is not None:
+        return 0
+    for side in soak_order(state):
+        config = state.contest.sides[side]
+        if not soak_rows(s, config) or soaked(s, config):
+            return side
+    return 0
+
+
+def _winner(s: Situation, state: Standing, side: int) -> Decision:
+    reference, winner = state.contest.sides[0], state.contest.sides[side]
+    gain = state.won[side]
+    fresh = len(gate_rows(s.history.gate, winner)) + len(gate_rows(s.history.gate, reference))
+    reason = " ".join(
+        (
+            f"{_sentence(reasons.changes(reference, winner))}",
+            f"Gain {reasons.times(gain)} over the {reasons.reference_name(s)}, from {len(state.pairs[side])} "
+            f"interleaved pairs in {fresh} fresh processes.",
+            reasons.limit(s, point_of(winner)),
+        )
+    )
+    return Decision(
+        kind="winner",
+        reason=reason.strip(),
+        baseline=fresh_side(s, reference),
+        winner=fresh_side(s, winner),
+        gain=gain,
+        runner_ups=_runner_ups(s, state, side),
+        notes=(*reasons.study_notes(s.view), *reasons.search_notes(s), *reasons.gate_notes(state)),
+    )
+
+
+def _no_gain(s: Situation, state: Standing) -> Decision:
+    reference = state.contest.sides[0]
+    best = max(state.pairs, key=lambda finalist: _gain_value(state, finalist), default=None)
+    gain = state.gain(best) if best is not None else None
+    side = fresh_side(s, reference)
+    return Decision(
+        kind="no_gain",
+        reason=" ".join((_why_no_gain(s, state, best), reasons.limit(s, point_of(reference)))).strip(),
+        baseline=side,
+        winner=side,
+        gain=gain,
+        runner_ups=_runner_ups(s, state, 0),
+        notes=(*reasons.study_notes(s.view), *reasons.search_notes(s), *reasons.gate_notes(state), *_soak_notes(s)),
+    )
+
+
+def _soak_notes(s: Situation) -> list[str]:
+    rows = soak_rows(s, config_of(s.view.spec, s.forecast.reference))
+    if not rows or any(is_ok(row) and s.history.fits(row) for row in rows):
+        return []
+    return [f"soak: the configuration shipped failed it: {rows[-1].outcome.value}: {rows[-1].message}"]
+
+
+def _gain_value(state: Standing, finalist: int) -> float:
+    gain = state.gain(finalist)
+    return gain.value if gain is not None else 0.0
+
+
+def _why_no_gain(s: Situation, state: Standing, best: int | None) -> str:
+    name = reasons.reference_name(s)
+    if state.won and state.request is None:
+        return f"No gain: what was faster than the {name} failed its soak (evaluation, sampling, checkpoint)."
+    if state.broken:
+        return f"No gain: {state.broken}."
+    if state.request is not None:
+        return f"No gain proven: the ship gate is not finished, so the {name} stays."
+    if not state.contest.finalists:
+        count = len(s.forecast.rates) - 1
+        others = "configuration" if count == 1 else "configurations"
+        return f"No gain: none of {count} other {others} measured end to end beat the {name}."
+    if best is None:
+        return f"No gain: {next(iter(state.out.values()), 'no finalist completed a pair')}."
+    gain = state.gain(best)
+    assert gain is not None
+    label = state.contest.sides[best].label
+    return (
+        f"No gain beyond the noise: the best candidate ({label}) reached {reasons.times(gain)} of the {name} in "
+        f"{len(state.pairs[best])} interleaved pairs of fresh processes; at least "
+        f"{1 + s.view.spec.gate.min_gain:.2f}x and an interval above 1 are asked for."
+    )
+
+
+def _untested(s: Situation) -> Decision:
+    """The search ended before anything could be compared: the baseline stays, with the figure of its own probe."""
+    reference = config_of(s.view.spec, s.forecast.reference)
+    row = s.forecast.rows[s.forecast.reference][-1]
+    assert row.measurement is not None
+    side = Side(
+        config=reference,
+        samples_per_s=throughput(row.measurement),
+        peak_bytes=row.measurement.memory.gate_bytes,
+        processes=1,
+    )
+    note = "the interval of the baseline is from one process: how far processes differ was not measured"
+    why = _sentence(ended_because(s))
+    return Decision(
+        kind="no_gain",
+        reason=f"No gain was looked for to the end: {why} The {reasons.reference_name(s)} stays.",
+        baseline=side,
+        winner=side,
+        notes=(*reasons.study_notes(s.view), *reasons.search_notes(s), note),
+    )
+
+
+def _sentence(text: str) -> str:
+    return f"{text[:1].upper()}{text[1:]}" + ("" if text.endswith(".") else ".")
+
+
+def gate_rows(rows: Sequence[ProbeRow], config: RunConfig) -> list[ProbeRow]:
+    return [row for row in rows if row.config == config and is_ok(row)]
+
+
+def fresh_rows(s: Situation, config: RunConfig) -> list[ProbeRow]:
+    """Fresh measurements of `config`: gate and soak; of a gate that never began, the search's own."""
+    found = gate_rows([*s.history.gate, *s.history.soak], config)
+    return found or list(s.forecast.rows.get(point_of(config), ()))
+
+
+def fresh_side(s: Situation, config: RunConfig) -> Side:
+    rows = fresh_rows(s, config)
+    return Side(
+        config=config,
+        samples_per_s=_prediction(rows),
+        peak_bytes=max((peak.gate_bytes for peak in _peaks(rows)), default=None),
+        processes=len(rows),
+    )
+
+
+def _prediction(rows: Sequence[ProbeRow]) -> Interval | None:
+    """Where one further process will lie; with one process alone, the interval within it."""
+    if len(rows) > 1:
+        return prediction_interval([rate_of(row) for row in rows])
+    measurement = rows[0].measurement if rows else None
+    return throughput(measurement) if measurement is not None else None
+
+
+def _peaks(rows: Sequence[ProbeRow]) -> list[MemoryPeak]:
+    return [row.measurement.memory for row in rows if row.measurement is not None]
+
+
+def _runner_ups(s: Situation, state: Standing, shipped: int) -> tuple[RunConfig, ...]:
+    """Other finalists still sound, then other measured configurations, best first."""
+    sound = [state.contest.sides[i] for i in state.contest.finalists if i != shipped and i not in state.out]
+    failed = {state.contest.sides[i].digest() for i in state.out}
+    ranked = sorted(s.forecast.rates, key=s.forecast.measured_worth, reverse=True)
+    measured = [config_of(s.view.spec, point) for point in ranked]
+    found: dict[str, RunConfig] = {}
+    for config in (*sound, *measured):
+        digest = config.digest()
+        if digest not in failed and config != state.contest.sides[shipped]:
+            found.setdefault(digest, config)
+    return tuple(found.values())[:RUNNER_UPS]
+
+
+@dataclass(frozen=True)
+class _Costs:
+    compile_s: float
+    phases_s: dict[str, float]
+
+
+def promise(rows: Sequence[ProbeRow], spec: StudySpec, decision: Decision) -> Promise | None:
+    """What production will do with the decision's configuration; None with fewer than two fresh processes of it."""
+    side = decision.winner
+    if decision.kind == "failed" or side is None or side.samples_per_s is None or side.processes < 2:
+        return None
+    s = situation_of(View(spec, rows))
+    fresh = fresh_rows(s, side.config)
+    peaks = [peak.gate_bytes for peak in _peaks(fresh)]
+    costs = _costs(s, side.config)
+    rate = side.samples_per_s.value
+    won = decision.kind == "winner" and decision.gain is not None
+    return Promise(
+        samples_per_s=side.samples_per_s,
+        peak_bytes=max(peaks),
+        peak_low_bytes=round(min(peaks) * (1 - PEAK_ERROR)),
+        peak_high_bytes=round(max(peaks) * (1 + PEAK_ERROR)),
+        hours=production_seconds(spec, rate, costs.compile_s, costs.phases_s) / 3600,
+        gain=decision.gain if won and decision.gain is not None else Interval(value=1.0, low=1.0, high=1.0),
+        break_even_samples=_break_even(s, decision, rate) if won else None,
+        reference_s=tuple(t for row in fresh if row.measurement is not None for t in row.measurement.reference_s),
+    )
+
+
+def _costs(s: Situation, config: RunConfig) -> _Costs:
+    """Compile time, and what evaluation, sampling and checkpoints cost by the soak."""
+    soaks = [row.measurement for row in soak_rows(s, config) if is_ok(row) and row.measurement is not None]
+    phases = soaks[-1].phases_s if soaks else {}
+    return _Costs(s.history.compile_seconds(point_of(config).variant), dict(phases))
+
+
+def _break_even(s: Situation, decision: Decision, rate: float) -> int | None:
+    assert decision.winner is not None
+    assert decision.baseline is not None
+    assert decision.gain is not None
+    extra = _compile_of(s, decision.winner.config) - _compile_of(s, decision.baseline.config)
+    tuning_s = sum(row.seconds for row in (*s.history.search, *s.history.gate, *s.history.soak))
+    horizon = s.view.spec.baseline.horizon_samples
+    return break_even_samples(tuning_s, rate / decision.gain.value, rate, extra, horizon)
+
+
+def _compile_of(s: Situation, config: RunConfig) -> float:
+    variant: Variant = point_of(config).variant
+    return s.history.compile_seconds(variant)

@@ -1,0 +1,149 @@
+"""View: what the rows of a study show, worked out once per call: reference, legality of accumulation, models, budget.
+
+It is rebuilt from (spec, rows) every time and changes nothing, which is what makes the planner a pure function.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import cached_property
+
+from tuner.contract.config import CompileMode, Precision
+from tuner.contract.measurement import Outcome
+from tuner.contract.probe import ProbeKind, ProbeRow
+from tuner.contract.study import StudySpec
+from tuner.search.history import History, is_ok, is_settled
+from tuner.search.model import LoaderModel, MemoryModel, StepModel
+from tuner.search.points import (
+    Loader,
+    Point,
+    Variant,
+    loader_of,
+    micro_values,
+    point_of,
+    sample_values,
+    smaller_cuts,
+    with_batch,
+)
+
+EQUIVALENT = 1e-5
+"""Relative L2 distance of gradients up to which two cuts of one effective batch count as the same training."""
+SURELY = 0.9
+"""Share of the memory budget below which a proportional extrapolation is trusted without a measurement."""
+
+
+class View:
+    def __init__(self, spec: StudySpec, rows: Sequence[ProbeRow]) -> None:
+        self.spec = spec
+        self.history = History(spec, rows)
+
+    @cached_property
+    def baseline(self) -> Point:
+        return point_of(self.spec.baseline)
+
+    @cached_property
+    def ladder(self) -> tuple[Point, ...]:
+        """The baseline, then ever smaller cuts of its effective batch, for a device on which it does not fit."""
+        return (self.baseline, *smaller_cuts(self.baseline))
+
+    @cached_property
+    def reference(self) -> Point | None:
+        """What candidates are compared with: the baseline or the largest cut of its batch that fits; None = not yet."""
+        for point in self.ladder:
+            rows = self.history.ok(ProbeKind.END_TO_END, point)
+            if rows and all(self.history.fits(row) for row in rows):
+                return point
+            if not self.overflows(point):
+                return None
+        return None
+
+    def overflows(self, point: Point) -> bool:
+        """Seen end to end to run out of memory or to pass the budget."""
+        rows = self.history.of(ProbeKind.END_TO_END, point)
+        return any(row.outcome.is_oom or (is_ok(row) and not self.history.fits(row)) for row in rows)
+
+    @property
+    def base(self) -> Variant:
+        assert self.reference is not None
+        return self.reference.variant
+
+    @cached_property
+    def samples(self) -> int:
+        """Samples per step and device at which the stages measure."""
+        first = sample_values(self.spec)[0]
+        usable = self.micro_values(first)
+        return first if usable or self.reference is None else self.reference.samples
+
+    @cached_property
+    def equivalence_pairs(self) -> tuple[tuple[Point, Point], ...]:
+        """Pairs of cuts to compare, in fp32: the reference against one micro-batch, or else against smaller ones."""
+        if self.reference is None or self.spec.batch_coupled:
+            return ()
+        if len(micro_values(self.spec, self.reference.samples)) < 2 or self.reference.samples < 2:
+            return ()
+        own = self.reference._replace(variant=self.base._replace(precision=Precision.FP32, compile=CompileMode.EAGER))
+        whole = with_batch(own, own.samples, own.samples)
+        smaller = next(smaller_cuts(own), None)
+        return tuple((own, other) for other in (whole, smaller) if other is not None and other != own)
+
+    @cached_property
+    def relative_l2(self) -> float | None:
+        """Distance of the gradients, where it was measured."""
+        for rows in self.history.of_kind(ProbeKind.EQUIVALENCE).values():
+            for row in rows:
+                if "relative_l2" in row.values:
+                    return row.values["relative_l2"]
+        return None
+
+    def equivalence_settled(self, pair: tuple[Point, Point]) -> bool:
+        """Nothing more can be learned from this pair. A request is judged by the first of its rows that failed."""
+        by_request: dict[str, list[ProbeRow]] = {}
+        for point in pair:
+            for row in self.history.of(ProbeKind.EQUIVALENCE, point):
+                by_request.setdefault(row.request_id, []).append(row)
+        whole = [group for group in by_request.values() if len(group) == len(pair)]
+        judged = [min(group, key=lambda row: (row.outcome is Outcome.OK, row.index)) for group in whole]
+        return is_settled(judged, retry_fluke=True)
+
+    @cached_property
+    def coupled(self) -> bool:
+        """Samples of a micro-batch influence each other: how the batch is cut changes the training."""
+        return self.spec.batch_coupled or (self.relative_l2 is not None and not self.relative_l2 <= EQUIVALENT)
+
+    def micro_values(self, samples: int) -> tuple[int, ...]:
+        """Micro-batch sizes the search may use at `samples` per step, ascending; of a coupled batch the reference's."""
+        if not self.coupled or self.reference is None:
+            return micro_values(self.spec, samples)
+        return (self.reference.micro,) if samples % self.reference.micro == 0 else ()
+
+    @cached_property
+    def anchor(self) -> Point:
+        """The reference at the largest micro-batch size that surely fits: where flags are compared.
+
+        Judged from end-to-end rows of the reference alone, so that it stays where it is while models grow.
+        """
+        assert self.reference is not None
+        reference = self.reference
+        rows = self.history.ok(ProbeKind.END_TO_END, reference)
+        share = max(self.spec.memory_used(row.measurement.memory) for row in rows if row.measurement is not None)
+        sizes = self.micro_values(self.samples)
+        limit = self.history.overruns.get(self.base, sizes[-1] + 1)
+        sure = [m for m in sizes if m < limit and (m <= reference.micro or share * m / reference.micro <= SURELY)]
+        return with_batch(reference, max(sure, default=sizes[0]), self.samples)
+
+    @cached_property
+    def memory(self) -> MemoryModel:
+        return MemoryModel(self.history.shares, self.history.overruns)
+
+    @cached_property
+    def steps(self) -> StepModel:
+        return StepModel(self.history, self.base)
+
+    @cached_property
+    def loading(self) -> LoaderModel:
+        return LoaderModel(self.history)
+
+    @cached_property
+    def loaders(self) -> tuple[Loader, ...]:
+        """Loader settings that may be used: the reference's and those measured."""
+        return tuple(sorted({loader_of(self.spec.baseline), *self.loading.per_sample}))
