@@ -1,0 +1,1 @@
+"""The workloads that ship, each written as an outsider would write one."""

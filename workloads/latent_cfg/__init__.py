@@ -1,0 +1,1 @@
+"""Class-conditional latent diffusion with classifier-free guidance."""
