@@ -1,0 +1,64 @@
+"""What all tests share: the `tuner` command as a user runs it, in a folder and with a cache of its own."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+@dataclass(frozen=True)
+class Ran:
+    """One finished command."""
+
+    code: int
+    out: str
+    err: str
+
+    @property
+    def json(self) -> dict[str, Any]:
+        found: dict[str, Any] = json.loads(self.out)
+        return found
+
+
+RunTuner = Callable[..., Ran]
+
+
+def tuner_environment(cache: Path) -> dict[str, str]:
+    """The environment of a `tuner` command in tests: our own cache, the tests' workloads importable."""
+    env = {name: value for name, value in os.environ.items() if not name.startswith("TUNER_")}
+    return env | {"TUNER_CACHE": str(cache), "PYTHONPATH": str(ROOT), "COLUMNS": "150"}
+
+
+@pytest.fixture(scope="session")
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One cache for the whole session: prepared data is made once."""
+    return tmp_path_factory.mktemp("cache")
+
+
+@pytest.fixture
+def tuner(tmp_path: Path, cache: Path) -> RunTuner:
+    """`tuner("show", "--json")` runs it in `tmp_path` and gives exit code and output."""
+
+    def run(*words: str, timeout_s: float = 200.0) -> Ran:
+        process = subprocess.run(
+            [sys.executable, "-m", "tuner.cli", *words],
+            cwd=tmp_path,
+            env=tuner_environment(cache),
+            capture_output=True,
+            text=True,
+            timeout=timeout_s,
+            check=False,
+        )
+        return Ran(process.returncode, process.stdout, process.stderr)
+
+    return run

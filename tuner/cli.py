@@ -1,0 +1,292 @@
+"""Words -> commands. Everything heavy is imported inside a command, so that `--help` answers at once.
+The only place that prints an error and exits.
+
+Exit codes: 0 done (a winner, or honestly no gain), 2 bad input, 3 failed, 75 stopped and resumable, 130 Ctrl-C.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from tuner.contract.errors import TunerError
+
+app = typer.Typer(
+    name="tuner",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    help="Find the fastest safe configuration of a PyTorch training job, then run that job.",
+    context_settings={"help_option_names": ["-h", "--help"]},
+    epilog="First run: tuner optimize --workload latent_cfg --gpu auto",
+)
+
+Workload = Annotated[
+    str, typer.Option("--workload", "-w", help="A registered name (`tuner workloads`) or `module:Class`.")
+]
+Gpu = Annotated[
+    str,
+    typer.Option("--gpu", "-g", help="The GPU to choose for: a name from `tuner gpus`, or `auto` = this machine's."),
+]
+Storage = Annotated[
+    str | None,
+    typer.Option(
+        "--storage",
+        envvar="TUNER_STORAGE",
+        help="SQLAlchemy URL of the study store.",
+        show_default="sqlite:///studies/studies.db",
+    ),
+]
+Json = Annotated[bool, typer.Option("--json", help="One JSON object on stdout, everything else on stderr.")]
+Options = Annotated[
+    list[str] | None,
+    typer.Option("--option", "-o", metavar="KEY=VALUE", help="An option of the workload itself; repeatable."),
+]
+Preset = Annotated[str | None, typer.Option(help="tiny or full.", show_default="full with CUDA, tiny without")]
+Data = Annotated[Path | None, typer.Option(help="Your own data, in the workload's format.")]
+Isolation = Annotated[str, typer.Option(help="forkserver (imports once) or fresh (a new interpreter per probe).")]
+
+
+@app.command(
+    epilog="Examples:\n\n"
+    "    tuner optimize -w latent_cfg --gpu p100\n\n"
+    "    tuner optimize -w latent_cfg --gpu auto --budget 10m --json > result.json\n\n"
+    "    tuner optimize -w mypackage.jobs:Job --gpu t4 --probes 20 --memory-cap 4GiB"
+)
+def optimize(
+    workload: Workload,
+    gpu: Gpu = "auto",
+    storage: Storage = None,
+    study: Annotated[str | None, typer.Option(help="Name in the store.", show_default="WORKLOAD-PRESET-GPU")] = None,
+    fresh: Annotated[
+        bool, typer.Option("--fresh", help="Start a new study beside an existing one of that name.")
+    ] = False,
+    spec: Annotated[Path | None, typer.Option(help="Study file.", show_default="studies/WORKLOAD/study.yaml")] = None,
+    budget: Annotated[
+        str | None, typer.Option(help="Time for the search, the ship gate not counted: 90s, 10m, 2h.")
+    ] = None,
+    probes: Annotated[int | None, typer.Option(min=1, help="At most this many probes in the search.")] = None,
+    sampler: Annotated[str, typer.Option(help="staged (ours), or Optuna's tpe, gp, random for comparison.")] = "staged",
+    objective: Annotated[str, typer.Option(help="time (whole production run) or throughput.")] = "time",
+    effective_batch: Annotated[str, typer.Option(help="keep (the baseline's), free, or a number.")] = "keep",
+    micro_batch: Annotated[int | None, typer.Option(help="Micro-batch size of the baseline.")] = None,
+    memory_cap: Annotated[str | None, typer.Option(help="Hard memory limit of every probe: 300MiB, 4GiB.")] = None,
+    tune_lr: Annotated[bool, typer.Option("--tune-lr", help="Let the lr stage replace the baseline's lr.")] = False,
+    preset: Preset = None,
+    data: Data = None,
+    option: Options = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Where to write.", show_default="studies/WORKLOAD/best.GPU.yaml")
+    ] = None,
+    seed: Annotated[int, typer.Option(min=0)] = 0,
+    isolation: Isolation = "forkserver",
+    json: Json = False,
+) -> None:
+    """Search, prove the winner against the baseline, write best.GPU.yaml."""
+    from tuner.commands import optimize as command
+    from tuner.commands.setup import JobWords
+
+    words = JobWords(workload=workload, preset=preset, data=data, options=tuple(option or ()), isolation=isolation)
+    command.run(
+        words,
+        command.SearchWords(
+            gpu=gpu,
+            storage=storage,
+            study=study,
+            fresh=fresh,
+            study_file=spec,
+            budget=budget,
+            probes=probes,
+            sampler=sampler,
+            objective=objective,
+            effective_batch=effective_batch,
+            micro_batch=micro_batch,
+            memory_cap=memory_cap,
+            tune_lr=tune_lr,
+            out=out,
+            seed=seed,
+        ),
+        as_json=json,
+    )
+
+
+@app.command(
+    epilog="Examples:\n\n"
+    "    tuner train --config studies/latent_cfg/best.p100.yaml\n\n"
+    "    tuner train --config best.yaml --max-hours 8 --out runs/night"
+)
+def train(
+    config: Annotated[Path, typer.Option("--config", "-c", help="best.GPU.yaml, or a bare run configuration.")],
+    out: Annotated[
+        Path | None,
+        typer.Option(help="Run folder; an existing one is resumed.", show_default="runs/WORKLOAD-DIGEST"),
+    ] = None,
+    max_samples: Annotated[
+        int | None, typer.Option(min=1, help="End with a checkpoint after this many samples.")
+    ] = None,
+    max_hours: Annotated[float | None, typer.Option(min=0.0, help="End with a checkpoint after this time.")] = None,
+    storage: Storage = None,
+    allow_code: Annotated[
+        bool, typer.Option("--allow-code", help="Let the file name code as `module:Class`; it is imported and run.")
+    ] = False,
+    isolation: Isolation = "forkserver",
+    json: Json = False,
+) -> None:
+    """Run the job with a configuration; resumes by itself."""
+    from tuner.commands import train as command
+
+    command.run(
+        command.TrainWords(
+            config=config,
+            out=out,
+            max_samples=max_samples,
+            max_hours=max_hours,
+            storage=storage,
+            allow_code=allow_code,
+            isolation=isolation,
+        ),
+        as_json=json,
+    )
+
+
+@app.command(
+    epilog="Examples:\n\n"
+    "    tuner probe -w latent_cfg --set micro_batch_size=16 --set channels_last=true\n\n"
+    "    tuner probe -w latent_cfg --kind equivalence\n\n"
+    "    tuner probe -w latent_cfg --set micro_batch_size=16 --memory-cap 100MiB"
+)
+def probe(
+    workload: Workload,
+    kind: Annotated[str, typer.Option(help="end_to_end, compute, loader, equivalence, trace or lr.")] = "end_to_end",
+    set_: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="KNOB=VALUE", help="A knob of the baseline to change; repeatable."),
+    ] = None,
+    seconds: Annotated[str, typer.Option(help="How long to measure.")] = "3s",
+    deadline: Annotated[str, typer.Option(help="Longest silence within a phase before the probe is ended.")] = "300s",
+    memory_cap: Annotated[str | None, typer.Option(help="Hard memory limit: 300MiB, 4GiB.")] = None,
+    preset: Preset = None,
+    data: Data = None,
+    option: Options = None,
+    isolation: Isolation = "forkserver",
+    json: Json = False,
+) -> None:
+    """Measure one configuration by hand; nothing is stored."""
+    from tuner.commands import probe as command
+    from tuner.commands.setup import JobWords
+
+    words = JobWords(workload=workload, preset=preset, data=data, options=tuple(option or ()), isolation=isolation)
+    command.run(words, kind, tuple(set_ or ()), seconds, deadline, memory_cap, as_json=json)
+
+
+@app.command(epilog="Examples:\n\n    tuner show\n\n    tuner show latent_cfg-tiny-p100 --probes")
+def show(
+    study: Annotated[str | None, typer.Argument(help="A study; without it, all of them.")] = None,
+    probes: Annotated[bool, typer.Option("--probes", help="Every probe of the study.")] = False,
+    storage: Storage = None,
+    json: Json = False,
+) -> None:
+    """Studies in the store, or one study's answer."""
+    from tuner.commands import show as command
+
+    command.run(study, probes, storage, as_json=json)
+
+
+@app.command()
+def gpus(json: Json = False) -> None:
+    """The table of known GPUs and what each can do."""
+    from tuner.commands import gpus as command
+
+    command.run(as_json=json)
+
+
+@app.command()
+def workloads(json: Json = False) -> None:
+    """Registered workloads and their baselines."""
+    from tuner.commands import workloads as command
+
+    command.run(as_json=json)
+
+
+@app.command()
+def doctor(storage: Storage = None, json: Json = False) -> None:
+    """What this machine is, and what to install."""
+    from tuner.commands import doctor as command
+
+    command.run(storage, as_json=json)
+
+
+@app.command(epilog="Example:\n\n    tuner export latent_cfg-tiny-p100 --format json")
+def export(
+    study: Annotated[str, typer.Argument(help="A study with a decision.")],
+    format_: Annotated[str, typer.Option("--format", help="yaml, json, or csv (every probe).")] = "yaml",
+    out: Annotated[Path | None, typer.Option(help="File to write.", show_default="stdout")] = None,
+    storage: Storage = None,
+) -> None:
+    """Write a study's winner, or its probes, again."""
+    from tuner.commands import export as command
+
+    command.run(study, format_, out, storage)
+
+
+@app.command(epilog="Example:\n\n    tuner report latent_cfg-tiny-p100 --out report.html")
+def report(
+    study: Annotated[str, typer.Argument(help="A study in the store.")],
+    out: Annotated[
+        Path | None, typer.Option(help="The page.", show_default="studies/WORKLOAD/report.STUDY.html")
+    ] = None,
+    storage: Storage = None,
+) -> None:
+    """One self-contained page about a study."""
+    from tuner.commands import report as command
+
+    command.run(study, out, storage)
+
+
+@app.command(epilog="Example:\n\n    tuner dashboard --port 8080")
+def dashboard(
+    storage: Storage = None,
+    port: Annotated[int, typer.Option(min=0, max=65535)] = 8080,
+    host: Annotated[str, typer.Option(help="Anything but a loopback address needs --allow-remote.")] = "127.0.0.1",
+    allow_remote: Annotated[
+        bool, typer.Option("--allow-remote", help="Serve other machines too, behind TUNER_DASHBOARD_PASSWORD.")
+    ] = False,
+) -> None:
+    """Serve the Optuna dashboard on our store."""
+    from tuner.commands import dashboard as command
+
+    command.run(storage, host, port, allow_remote)
+
+
+def _version(value: bool) -> None:
+    if value:
+        from tuner import __version__
+
+        typer.echo(f"tuner {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    del version
+
+
+def main() -> None:
+    """Entry point: errors become one clear line and an exit code."""
+    try:
+        app()
+    except TunerError as error:
+        typer.echo(f"tuner: {error}", err=True)
+        sys.exit(error.exit_code)
+
+
+if __name__ == "__main__":
+    main()

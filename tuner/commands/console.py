@@ -1,0 +1,61 @@
+"""How the commands speak: people's words on stdout, or on stderr when stdout carries one JSON object. Logs without a
+terminal get plain lines of full width."""
+
+from __future__ import annotations
+
+import sys
+from typing import TYPE_CHECKING
+
+from tuner.contract.measurement import Interval
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+
+def make_console(*, as_json: bool) -> Console:
+    from rich.console import Console
+
+    stream = sys.stderr if as_json else sys.stdout
+    return Console(file=stream, width=None if stream.isatty() else 150, highlight=False, soft_wrap=not stream.isatty())
+
+
+def emit_json(text: str) -> None:
+    sys.stdout.write(text + "\n")
+    sys.stdout.flush()
+
+
+def mib(value: int | float | None) -> str:
+    return "unknown" if value is None else f"{value / (1 << 20):,.0f} MiB"
+
+
+def clock(seconds: float) -> str:
+    """`42 s`, `3 min 5 s`, `2 h 4 min`."""
+    if seconds < 60:
+        return f"{seconds:.0f} s" if seconds >= 10 else f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    if minutes < 60:
+        return f"{minutes} min {rest} s"
+    return f"{minutes // 60} h {minutes % 60} min"
+
+
+def rate(interval: Interval | None, unit: str = "") -> str:
+    """`448 ± 3` with as many digits as the interval allows; one number alone is never shown as certain."""
+    if interval is None:
+        return "-"
+    import math
+
+    if not math.isfinite(interval.high) or not math.isfinite(interval.low):
+        return f"{interval.value:.4g} ± ?{unit}"
+    reach = (interval.high - interval.low) / 2
+    digits = max(0, 1 - math.floor(math.log10(reach))) if reach > 0 else 1
+    digits = min(digits, 3)
+    return f"{interval.value:,.{digits}f} ± {reach:,.{digits}f}{unit}"
+
+
+def gain(interval: Interval) -> str:
+    """`+7.9 % (+6.1 … +9.8 %)`."""
+
+    def percent(ratio: float) -> str:
+        return f"{100 * (ratio - 1):+.1f}"
+
+    return f"{percent(interval.value)} % ({percent(interval.low)} … {percent(interval.high)} %)"

@@ -1,0 +1,68 @@
+"""`tuner export`: a study's winner as YAML or JSON, or its probes as CSV."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from tuner.commands import setup
+from tuner.contract.errors import ConfigError, JobFailed
+from tuner.contract.result import plain_json
+from tuner.store.store import StudyStore
+
+if TYPE_CHECKING:
+    from tuner.contract.study import StudySpec
+    from tuner.contract.tuned import TunedConfig
+
+FORMATS = ("yaml", "json", "csv")
+
+
+def run(study: str, format_: str, out: Path | None, storage: str | None) -> None:
+    if format_ not in FORMATS:
+        raise ConfigError(f"--format: unknown format {format_!r}; known: {', '.join(FORMATS)}")
+    store = StudyStore.open(setup.storage_url(storage))
+    spec = known_study(store, study)
+    text = _csv(store, spec) if format_ == "csv" else _tuned_text(winner(store, spec), format_)
+    if out is None:
+        sys.stdout.write(text)
+        return
+    from tuner.export.tuned import replace_text
+
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        replace_text(out, text)
+    except OSError as error:
+        raise ConfigError(f"--out: {out} cannot be written: {error.strerror}") from None
+
+
+def known_study(store: StudyStore, study: str) -> StudySpec:
+    spec = store.study(study)
+    if spec is None:
+        known = ", ".join(summary.name for summary in store.studies()) or "none"
+        raise ConfigError(f"study {study!r} is not in the store; known: {known}")
+    return spec
+
+
+def winner(store: StudyStore, spec: StudySpec) -> TunedConfig:
+    """The stored decision as the document `train` reads. Raises JobFailed while there is none."""
+    from tuner.commands.optimize import tuned_config
+    from tuner.search.selection import promise
+
+    decision = store.decision(spec.name)
+    if decision is None or decision.kind == "failed":
+        raise JobFailed(f"study {spec.name} has no configuration to export yet; run its `tuner optimize` command again")
+    rows = store.rows(spec.name)
+    return tuned_config(spec, decision, promise(rows, spec, decision), rows)
+
+
+def _tuned_text(tuned: TunedConfig, format_: str) -> str:
+    from tuner.export.tuned import dump
+
+    return dump(tuned) if format_ == "yaml" else plain_json(tuned) + "\n"
+
+
+def _csv(store: StudyStore, spec: StudySpec) -> str:
+    from tuner.report.frame import frame
+
+    return str(frame(store.rows(spec.name), spec).to_csv(index=False))

@@ -1,0 +1,166 @@
+"""`tuner probe`: one configuration measured by hand. Nothing is stored."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from tuner.commands import console as speak
+from tuner.commands import setup
+from tuner.commands.setup import Job, JobWords
+from tuner.commands.words import assignments, choice, seconds, size_bytes
+from tuner.contract.base import Scalar, parse
+from tuner.contract.config import RunConfig
+from tuner.contract.errors import ConfigError, JobFailed
+from tuner.contract.measurement import Measurement, Outcome
+from tuner.contract.probe import PointReply, ProbeKind, ProbeLimits, ProbeReply, ProbeRequest
+from tuner.contract.result import plain_json
+from tuner.contract.space import Knob, knob_value, with_knobs
+from tuner.contract.statistics import throughput
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+BY_HAND = (
+    ProbeKind.END_TO_END,
+    ProbeKind.COMPUTE,
+    ProbeKind.LOADER,
+    ProbeKind.EQUIVALENCE,
+    ProbeKind.TRACE,
+    ProbeKind.LR,
+)
+EQUIVALENT = 1e-5
+
+
+def run(
+    words: JobWords,
+    kind: str,
+    changes: tuple[str, ...],
+    measure: str,
+    deadline: str,
+    memory_cap: str | None,
+    *,
+    as_json: bool,
+) -> None:
+    """The whole command. Raises JobFailed (3) when the probe's outcome is not ok."""
+    wanted = choice(ProbeKind, kind, "--kind")
+    if wanted not in BY_HAND:
+        raise ConfigError(f"--kind: {kind} is not for use by hand; known: {', '.join(k.value for k in BY_HAND)}")
+    knobs = assignments(changes, "--set")
+    limits = ProbeLimits(
+        measure_s=seconds(measure, "--seconds"),
+        deadline_s=seconds(deadline, "--deadline"),
+        memory_bytes=size_bytes(memory_cap, "--memory-cap") if memory_cap else None,
+    )
+    console = speak.make_console(as_json=as_json)
+    runner = setup.make_runner(words.isolation)
+    try:
+        job = setup.understand(words, runner)
+        config = changed(job.baseline, knobs)
+        setup.prepare(job, words.workload, runner, lambda _: None)
+        reply = runner.run(as_request(wanted, words, job, config, limits))
+    finally:
+        runner.close()
+    answer(reply, wanted, config, console, as_json=as_json)
+
+
+def changed(baseline: RunConfig, knobs: Mapping[str, Scalar]) -> RunConfig:
+    """The baseline with knobs set; the effective batch is kept unless it is set too. Raises ConfigError."""
+    names = {knob.value for knob in Knob}
+    for name in knobs:
+        if name not in names:
+            raise ConfigError(f"--set: unknown knob {name!r}; known: {', '.join(sorted(names))}")
+    values = {Knob(name): _typed(baseline, Knob(name), value) for name, value in knobs.items()}
+    micro = values.get(Knob.MICRO_BATCH_SIZE, baseline.micro_batch_size)
+    if not isinstance(micro, int) or micro < 1:
+        raise ConfigError(f"--set micro_batch_size: a number from 1 is expected (got {micro!r})")
+    try:
+        config = with_knobs(baseline, values)
+    except ValueError as error:
+        raise ConfigError(f"--set: {error}; set effective_batch_size too, or choose a divisor") from None
+    return parse(RunConfig, config.model_dump(mode="json"), "--set")
+
+
+def _typed(baseline: RunConfig, knob: Knob, value: Scalar) -> Any:
+    """The value in the knob's own type (enums from their text)."""
+    own: Any = type(knob_value(baseline, knob))
+    if own in (bool, int) and type(value) is not own:
+        raise ConfigError(f"--set {knob.value}: a value of type {own.__name__} is expected (got {value!r})")
+    if own is float and not isinstance(value, int | float):
+        raise ConfigError(f"--set {knob.value}: a number is expected (got {value!r})")
+    try:
+        return own(value)
+    except ValueError:
+        known = ", ".join(str(member) for member in own) if hasattr(own, "__members__") else own.__name__
+        raise ConfigError(f"--set {knob.value}: unknown value {value!r}; known: {known}") from None
+
+
+def as_request(kind: ProbeKind, words: JobWords, job: Job, config: RunConfig, limits: ProbeLimits) -> ProbeRequest:
+    points: tuple[RunConfig, ...] = (config,)
+    if kind is ProbeKind.EQUIVALENCE:
+        whole = config.model_copy(update={"micro_batch_size": config.effective_batch_size, "accumulation_steps": 1})
+        if config.accumulation_steps == 1 and config.micro_batch_size > 1:
+            config = with_knobs(config, {Knob.MICRO_BATCH_SIZE: config.micro_batch_size // 2})
+        points = (config, whole)
+    return ProbeRequest(
+        id="by-hand",
+        kind=kind,
+        workload=words.workload,
+        options=job.options,
+        points=points,
+        limits=limits,
+        cache_dir=str(setup.cache_dir()),
+        samples=job.file.lr.samples if kind is ProbeKind.LR else None,
+    )
+
+
+def answer(reply: ProbeReply, kind: ProbeKind, config: RunConfig, console: Console, *, as_json: bool) -> None:
+    point = reply.points[0]
+    if as_json:
+        speak.emit_json(plain_json(reply))
+    console.print(f"[bold]{point.outcome.value}[/]  {config.label}  {point.message}")
+    if point.measurement is not None:
+        _measured(point.measurement, console)
+    for name, value in point.values.items():
+        console.print(f"  {name:<22}{value:.6g}")
+    console.print(f"  took {speak.clock(reply.seconds)}, of it {reply.fixed_s:.2f} s fixed cost", style="dim")
+    if point.outcome is not Outcome.OK:
+        raise JobFailed(_failure(point))
+    if kind is ProbeKind.EQUIVALENCE:
+        _equivalence(point.values.get("relative_l2", float("nan")), console)
+
+
+def _measured(measurement: Measurement, console: Console) -> None:
+    if measurement.steady_step_s:
+        console.print(f"  {'throughput':<22}{speak.rate(throughput(measurement), ' samples/s')}")
+        mean = sum(measurement.steady_step_s) / len(measurement.steady_step_s)
+        console.print(f"  {'step':<22}{1000 * mean:.2f} ms over {len(measurement.steady_step_s)} steps")
+    if measurement.data_wait_s and sum(measurement.step_s):
+        console.print(
+            f"  {'data wait':<22}{100 * sum(measurement.data_wait_s) / sum(measurement.step_s):.1f} % of the step"
+        )
+    growth = measurement.memory.process_bytes - measurement.memory.base_bytes
+    console.print(
+        f"  {'peak memory':<22}{speak.mib(measurement.memory.gate_bytes)} (+{speak.mib(growth)} over the imports)"
+    )
+    for name, values in measurement.losses.items():
+        console.print(f"  {'loss ' + name:<22}{values[0]:.4f} → {values[-1]:.4f}")
+    spent = ", ".join(f"{name} {value:.2f} s" for name, value in measurement.phases_s.items())
+    console.print(f"  {'phases':<22}{spent}")
+
+
+def _equivalence(relative: float, console: Console) -> None:
+    if relative < EQUIVALENT:
+        console.print(
+            f"  equivalent: the accumulated gradient equals the whole batch's ({relative:.1e} < {EQUIVALENT:g})"
+        )
+        return
+    raise JobFailed(
+        f"not equivalent: the accumulated gradient differs by {relative:.1e} (limit {EQUIVALENT:g}); samples of a "
+        "micro-batch influence each other (BatchNorm?), so accumulation changes the training here"
+    )
+
+
+def _failure(point: PointReply) -> str:
+    detail = f"\n{point.detail.rstrip()}" if point.detail else ""
+    return f"the probe ended with {point.outcome.value}: {point.message}{detail}"

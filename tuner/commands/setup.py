@@ -1,0 +1,186 @@
+"""What several commands need before their own work: the store's URL, the runner, the machine and workload described,
+the study file with its preset, and the baseline made from both."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tuner.contract.base import Scalar, parse
+from tuner.contract.config import RunConfig
+from tuner.contract.documents import load_document, read_file
+from tuner.contract.errors import ConfigError, WorkloadError
+from tuner.contract.probe import DescribeEvent, Listener, ProbeKind, ProbeLimits, ProbeRequest, Stage
+from tuner.contract.space import SearchSpace
+from tuner.contract.study import StudyFile
+from tuner.contract.workload import WorkloadInfo
+
+if TYPE_CHECKING:
+    from tuner.probe.runner import SubprocessRunner
+
+DEFAULT_STORAGE = "sqlite:///studies/studies.db"
+
+
+@dataclass(frozen=True)
+class JobWords:
+    """The job as named on the command line."""
+
+    workload: str
+    preset: str | None = None
+    data: Path | None = None
+    options: tuple[str, ...] = ()
+    isolation: str = "forkserver"
+
+
+@dataclass(frozen=True)
+class Job:
+    """The job as understood: the workload's options, its description on this machine, its study file."""
+
+    options: dict[str, Scalar]
+    description: DescribeEvent
+    info: WorkloadInfo
+    file: StudyFile
+    baseline: RunConfig
+
+
+def storage_url(storage: str | None) -> str:
+    return storage or DEFAULT_STORAGE
+
+
+def cache_dir() -> Path:
+    """$TUNER_CACHE, or ~/.cache/tuner: prepared data and compiled kernels, shared by all studies."""
+    base = os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
+    return Path(os.environ.get("TUNER_CACHE") or Path(base) / "tuner")
+
+
+def make_runner(isolation: str) -> SubprocessRunner:
+    from tuner.probe.runner import SubprocessRunner
+
+    if isolation not in ("forkserver", "fresh"):
+        raise ConfigError(f"--isolation: unknown value {isolation!r}; known: forkserver, fresh")
+    folder = cache_dir()
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(f"the cache folder {folder} cannot be made: {error.strerror}; set TUNER_CACHE") from None
+    return SubprocessRunner(
+        folder, isolation="fresh" if isolation == "fresh" else "forkserver", log_dir=folder / "logs"
+    )
+
+
+def understand(words: JobWords, runner: SubprocessRunner, study_file: Path | None = None) -> Job:
+    """Describe workload and machine, choose the preset (full with CUDA, tiny without), read the study file.
+
+    Raises WorkloadError when the workload cannot be imported or refuses its options, ConfigError for a bad file.
+    """
+    from tuner.commands.words import assignments
+    from tuner.registry import check_name
+
+    check_name(words.workload)
+    options = assignments(words.options, "--option")
+    if words.data is not None:
+        if not words.data.exists():
+            raise WorkloadError(f"--data: {words.data} does not exist")
+        options["data"] = str(words.data.resolve())
+    file = load_study_file(words.workload, study_file)
+    options = {**file.options, **options}
+    if words.preset is not None:
+        options["preset"] = words.preset
+    description = describe(words.workload, options, runner)
+    if "preset" not in options and "full" in file.presets:
+        options["preset"] = "full" if description.device.kind == "cuda" else "tiny"
+        description = describe(words.workload, options, runner)
+    if description.info is None:
+        raise WorkloadError(f"--workload {words.workload}: it does not describe itself")
+    file = with_preset(file, description.info.preset)
+    return Job(options, description, description.info, file, merged_baseline(description.info.baseline, file, options))
+
+
+def describe(workload: str, options: Mapping[str, Scalar], runner: SubprocessRunner) -> DescribeEvent:
+    request = ProbeRequest(
+        id="describe", kind=ProbeKind.DESCRIBE, stage=Stage.SETUP, workload=workload, options=dict(options)
+    )
+    reply = runner.run(request)
+    if reply.description is None:
+        point = reply.points[0] if reply.points else None
+        raise failed_setup(workload, point.message if point else "no answer", point.detail if point else "")
+    return reply.description
+
+
+def prepare(job: Job, workload: str, runner: SubprocessRunner, listener: Listener) -> float:
+    """Make the workload's data ready (cached); returns the seconds it took. Raises WorkloadError."""
+    request = ProbeRequest(
+        id="prepare",
+        kind=ProbeKind.PREPARE,
+        stage=Stage.SETUP,
+        workload=workload,
+        options=job.options,
+        cache_dir=str(cache_dir()),
+        limits=ProbeLimits(deadline_s=1800.0),
+    )
+    reply = runner.run(request, listener)
+    for point in reply.points:
+        if point.outcome.value != "ok":
+            raise failed_setup(workload, point.message, point.detail)
+    return reply.seconds
+
+
+def failed_setup(workload: str, message: str, detail: str) -> WorkloadError:
+    """The workload's own words; its traceback only where the message alone does not say enough."""
+    own = message.startswith(("WorkloadError", "--"))
+    text = message.removeprefix("WorkloadError: ")
+    if own or not detail:
+        return WorkloadError(f"--workload {workload}: {text}")
+    return WorkloadError(f"--workload {workload}: {text}\n{detail.rstrip()}")
+
+
+def load_study_file(workload: str, given: Path | None) -> StudyFile:
+    """The file given, or studies/<workload>/study.yaml here or beside the installed package, or an empty one."""
+    if given is not None:
+        return load_document(StudyFile, read_file(given), str(given))
+    for folder in study_folders():
+        path = folder / short_name(workload) / "study.yaml"
+        if path.is_file():
+            return load_document(StudyFile, read_file(path), str(path))
+    return StudyFile(
+        workload=workload, space=SearchSpace(micro_batch_size=(1, 2, 4, 8, 16, 32, 64), num_workers=(0, 1, 2, 4))
+    )
+
+
+def study_folders() -> list[Path]:
+    found = find_spec("studies")
+    shipped = [Path(place) for place in (found.submodule_search_locations or [])] if found else []
+    return [Path("studies"), *shipped]
+
+
+def short_name(workload: str) -> str:
+    """`latent_cfg`, or the class of `module:Class` in lower case."""
+    return workload.partition(":")[2].lower() or workload
+
+
+def with_preset(file: StudyFile, preset: str) -> StudyFile:
+    """`file` with the keys of its preset put over its own."""
+    if preset not in file.presets:
+        return file
+    own = file.model_dump(mode="json", exclude={"presets"}, exclude_unset=True)
+    return parse(StudyFile, deep_merge(own, file.presets[preset]), f"study.yaml: presets.{preset}")
+
+
+def merged_baseline(baseline: RunConfig, file: StudyFile, options: Mapping[str, Scalar]) -> RunConfig:
+    merged = deep_merge(baseline.model_dump(mode="json"), file.baseline)
+    merged["options"] = dict(options)
+    merged["workload"] = file.workload
+    return parse(RunConfig, merged, "study.yaml: baseline").canonical()
+
+
+def deep_merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
+    """Nested mappings merged, `over` winning; lists are replaced."""
+    merged = dict(base)
+    for key, value in over.items():
+        own = merged.get(key)
+        merged[key] = deep_merge(own, value) if isinstance(own, dict) and isinstance(value, dict) else value
+    return merged

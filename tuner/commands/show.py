@@ -1,0 +1,70 @@
+"""`tuner show`: studies, one study's answer, its probes and the runs made from it."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from typing import TYPE_CHECKING
+
+from tuner.commands import console as speak
+from tuner.commands import setup
+from tuner.commands.live import HEADS, columns, row_text
+from tuner.contract.errors import ConfigError
+from tuner.store.store import StudyStore
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+
+def run(study: str | None, probes: bool, storage: str | None, *, as_json: bool) -> None:
+    store = StudyStore.open(setup.storage_url(storage))
+    console = speak.make_console(as_json=as_json)
+    if study is None:
+        _all(store, console, as_json=as_json)
+    else:
+        _one(store, study, probes, console, as_json=as_json)
+
+
+def _all(store: StudyStore, console: Console, *, as_json: bool) -> None:
+    names = [summary.name for summary in store.studies()]
+    if as_json:
+        listed = [{"study": name, "probes": len(store.rows(name)), "decision": _kind(store, name)} for name in names]
+        speak.emit_json(json.dumps({"studies": listed}, indent=2))
+        return
+    if not names:
+        console.print("no studies yet; make one: tuner optimize --workload latent_cfg --gpu auto")
+    for name in names:
+        console.print(f"{name:<40} {len(store.rows(name)):>4} points   {_kind(store, name) or 'unfinished'}")
+
+
+def _kind(store: StudyStore, name: str) -> str | None:
+    decision = store.decision(name)
+    return decision.kind if decision else None
+
+
+def _one(store: StudyStore, study: str, probes: bool, console: Console, *, as_json: bool) -> None:
+    spec = store.study(study)
+    if spec is None:
+        known = ", ".join(summary.name for summary in store.studies()) or "none"
+        raise ConfigError(f"study {study!r} is not in the store; known: {known}")
+    rows = store.rows(study)
+    decision = store.decision(study)
+    runs = store.runs(study)
+    if as_json:
+        data = {
+            "spec": spec.model_dump(mode="json"),
+            "decision": decision.model_dump(mode="json") if decision else None,
+            "outcomes": Counter(row.outcome.value for row in rows),
+            "runs": [run.model_dump(mode="json") for run in runs],
+        }
+        speak.emit_json(json.dumps(data, indent=2))
+        return
+    console.print(f"[bold]{study}[/]  {spec.workload} for {spec.target.label}, measured on {spec.device.cpu_name}")
+    console.print(f"baseline {spec.baseline.label}")
+    console.print(decision.reason if decision else "no decision yet; the same `tuner optimize` command goes on")
+    if probes:
+        console.print(columns(HEADS), style="bold")
+        for row in rows:
+            console.print(row_text(row))
+    for run in runs:
+        console.print(f"run {run.id}: {run.status}, {run.out_dir}")

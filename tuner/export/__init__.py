@@ -1,0 +1,1 @@
+"""Configurations in and out: our YAML today; other libraries' formats have their place here."""

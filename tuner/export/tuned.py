@@ -1,0 +1,67 @@
+"""TunedConfig <-> best.<gpu>.yaml, written beside and moved, so that a reader never sees half a file."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import tempfile
+from pathlib import Path
+
+from tuner.contract.base import parse
+from tuner.contract.config import RunConfig
+from tuner.contract.documents import read_file, read_mapping, write_mapping
+from tuner.contract.errors import TunerError
+from tuner.contract.tuned import TunedConfig
+
+SCHEMA_LINE = "yaml-language-server: $schema=../../docs/schema/tuned.json"
+
+
+def dump(tuned: TunedConfig) -> str:
+    """YAML text; the comment on top says in words what the file promises."""
+    data = json.loads(tuned.model_dump_json(exclude_none=True))
+    return write_mapping(data, comment=headline(tuned))
+
+
+def headline(tuned: TunedConfig) -> str:
+    lines = [SCHEMA_LINE]
+    if tuned.provenance is not None:
+        lines.append(" ".join(tuned.provenance.reason.split()))
+        lines.append(f"target: {tuned.provenance.target}; measured on: {tuned.provenance.measured_on}")
+        if tuned.provenance.transfer == "unverified":
+            lines.append(
+                "The target is not the machine measured on: speeds below are that machine's, not the target's."
+            )
+    return "\n".join(lines)
+
+
+def load(path: Path) -> TunedConfig:
+    """Read a best.<gpu>.yaml, or a bare RunConfig. Raises ConfigError with the path inside the file."""
+    data = read_mapping(read_file(path), str(path))
+    if "config" in data:
+        return parse(TunedConfig, data, str(path))
+    return TunedConfig(config=parse(RunConfig, data, str(path)))
+
+
+def write(path: Path, tuned: TunedConfig) -> None:
+    """Write atomically. Raises TunerError when the folder cannot be written."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        replace_text(path, dump(tuned))
+    except OSError as error:
+        raise TunerError(f"{path}: cannot be written: {error.strerror}; name another place with --out") from None
+
+
+def replace_text(path: Path, text: str) -> None:
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(handle, "w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        os.chmod(temporary, 0o644)
+        os.replace(temporary, path)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            os.unlink(temporary)
+        raise
