@@ -75,11 +75,13 @@ def test_early_on_the_average_forgets_the_initial_weights() -> None:
 def test_the_average_is_the_weighted_sum_of_past_weights() -> None:
     trainer = toy_trainer(toy_config(ema=EmaConfig(half_life_samples=48, warmup_ratio=0.0)))
     assert trainer.ema is not None
-    expected = trainer.model.enter.weight.detach().clone()  # type: ignore[union-attr]
+    (weight, *_), (average, *_) = trainer.model.parameters(), trainer.ema.model.parameters()
+    expected = weight.detach().clone()
     for _ in range(6):
         trainer.step()
-        expected = expected.lerp(trainer.model.enter.weight.detach(), 1 - 0.5 ** (16 / 48))  # type: ignore[arg-type,union-attr]
-    assert torch.allclose(trainer.ema.model.enter.weight, expected, atol=1e-6)  # type: ignore[arg-type]
+        expected = expected.lerp(weight.detach(), 1 - 0.5 ** (16 / 48))
+    assert torch.allclose(average, expected, atol=1e-6)
+    assert not torch.allclose(average, weight, atol=1e-4)
 
 
 def test_schedule_shapes() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 import pytest
 import torch
@@ -88,7 +89,7 @@ def test_checkpointing_without_blocks_is_unsupported() -> None:
         {"world_size": 2},
     ],
 )
-def test_what_a_cpu_cannot_do_is_unsupported_with_a_reason(changes: dict[str, object]) -> None:
+def test_what_a_cpu_cannot_do_is_unsupported_with_a_reason(changes: dict[str, Any]) -> None:
     (reply,) = replies(answer(ProbeKind.END_TO_END, toy_config(**changes)))
     assert reply.outcome is Outcome.UNSUPPORTED
     assert next(iter(changes)) in reply.message

@@ -91,18 +91,13 @@ def test_a_host_that_died_between_probes_is_replaced(runner: SubprocessRunner, l
     assert runner.run(request("tests.faulty:Toy")).points[0].outcome is Outcome.OK
 
 
-def test_a_hung_host_is_ended(tmp_path: Path, ledger: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_hung_host_is_ended(runner: SubprocessRunner, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("tuner.probe.launch.FARE_WELL_S", 0.5)
-    with SubprocessRunner(tmp_path / "cache", log_dir=tmp_path / "logs", start_s=60) as runner:
-        assert runner.run(request("tests.faulty:Toy")).points[0].outcome is Outcome.OK
-        host = next(
-            child
-            for child in psutil.Process().children()
-            if child.environ().get("TUNER_CACHE") == str(tmp_path / "cache")
-        )
-        host.suspend()
-        runner.close()
-        assert not alive(host.pid)
+    assert runner.run(request("tests.faulty:Toy")).points[0].outcome is Outcome.OK
+    (host,) = psutil.Process().children()
+    host.suspend()
+    runner.close()
+    assert not alive(host.pid)
 
 
 def train(workload: str, ledger: Path | None, out: Path, **options: object) -> ProbeRequest:
@@ -111,7 +106,7 @@ def train(workload: str, ledger: Path | None, out: Path, **options: object) -> P
     return asked.model_copy(update={"points": points, "train": TrainPlan(out_dir=str(out))})
 
 
-def test_a_stop_signal_reaches_production_as_a_request_to_save(tmp_path: Path) -> None:
+def test_a_stop_signal_reaches_production_as_a_request_to_save(runner: SubprocessRunner, tmp_path: Path) -> None:
     lines = tmp_path / "lines"
     asked = train("tests.faulty:Toy", None, tmp_path / "out", sleep_s=0.02)
 
@@ -120,8 +115,7 @@ def test_a_stop_signal_reaches_production_as_a_request_to_save(tmp_path: Path) -
             lines.write_text(f"signal {os.getpid()}\n", encoding="utf-8")
             os.kill(os.getpid(), signal.SIGTERM)
 
-    with SubprocessRunner(tmp_path / "cache", log_dir=tmp_path / "logs") as runner:
-        reply = runner.run(asked, stop_once)
+    reply = runner.run(asked, stop_once)
     assert struck(lines) == 1
     assert reply.train_result is not None
     assert not reply.train_result.finished

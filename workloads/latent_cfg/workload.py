@@ -3,7 +3,7 @@
                  tiny                          full
 pictures         64 x 64                       256 x 256
 latents          4 x 8 x 8                     4 x 32 x 32
-UNet             dim 16, 701,204 parameters    dim 48, 6,265,588 parameters (10 classes)
+UNet             dim 16, 701,204 parameters    dim 48, 6,261,556 parameters (10 classes)
 horizon          100,000 samples               2,400,000 samples (150,000 steps of 16)
 sampling         DDIM, 25 steps                DDIM, 250 steps
 """

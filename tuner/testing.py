@@ -1,0 +1,167 @@
+"""The suite a plug-in author inherits to see that a workload keeps its side of the bargain.
+
+    class TestMyJob(WorkloadContract):
+        workload = "mypackage.jobs:MyJob"
+        options = {"preset": "tiny"}
+
+Run it with pytest. Every test runs the author's real code; two of them in real worker processes.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, ClassVar
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.utils.data import default_collate
+
+from tuner import registry
+from tuner.contract.base import Scalar, parse_json
+from tuner.contract.config import RunConfig
+from tuner.contract.measurement import Outcome
+from tuner.contract.probe import PointReply, ProbeKind, ProbeLimits, ProbeRequest
+from tuner.contract.statistics import throughput
+from tuner.contract.workload import SAMPLE_SEED, Term, WorkloadInfo
+from tuner.probe.runner import SubprocessRunner
+from tuner.randomness import sample_seeds
+
+SAME_GRADIENT = 1e-5
+"""Relative L2 distance in fp32 below which two gradients of the same samples count as equal."""
+SAME_SUM = 1e-4
+"""Relative difference of a loss term's sum over a batch from that over its halves."""
+
+
+class WorkloadContract:
+    """Inherit, name the workload, give the options of a small preset. Fixtures may be overridden."""
+
+    workload: ClassVar[str]
+    """A registered name or `module:Class`."""
+    options: ClassVar[Mapping[str, Scalar]] = {}
+
+    @pytest.fixture(scope="class")
+    def cache_dir(self, tmp_path_factory: pytest.TempPathFactory) -> Path:
+        """Where `prepare` may leave what it made; override it to keep that between test runs."""
+        return tmp_path_factory.mktemp("workload-cache")
+
+    @pytest.fixture(scope="class")
+    def runner(self, cache_dir: Path) -> Iterator[SubprocessRunner]:
+        with SubprocessRunner(cache_dir, log_dir=cache_dir / "logs") as runner:
+            reply = runner.run(self._request(ProbeKind.PREPARE, cache_dir))
+            assert not [point.message for point in reply.points if point.outcome is not Outcome.OK]
+            yield runner
+
+    @pytest.fixture
+    def prepared(self, runner: SubprocessRunner, cache_dir: Path) -> Any:
+        """The workload in this process, its data ready."""
+        made = self._make()
+        if hasattr(made, "prepare"):
+            made.prepare(cache_dir, lambda done, total, text: None)
+        return made
+
+    def test_its_description_is_complete_and_stable(self) -> None:
+        info = self._make().info()
+        assert parse_json(WorkloadInfo, info.to_json()) == info
+        assert self._make().info() == info, "two instances of the same options must describe themselves equally"
+        named = registry.load(info.baseline.workload)
+        assert named is registry.load(self.workload), "the baseline must name this workload"
+        again = named(info.baseline.options).info()
+        assert again.baseline == info.baseline, "the baseline's own options must lead to the same baseline"
+
+    def test_an_unknown_option_is_refused(self) -> None:
+        with pytest.raises(Exception, match="no_such_option"):
+            registry.load(self.workload)({**self.options, "no_such_option": 1})
+
+    @pytest.mark.parametrize("split", ["train", "valid"])
+    def test_the_same_index_gives_the_same_item(self, prepared: Any, split: str) -> None:
+        dataset = prepared.dataset(split)
+        assert len(dataset) > 0
+        for index in sorted({0, len(dataset) // 2, len(dataset) - 1}):
+            first, second = dataset[index], prepared.dataset(split)[index]
+            assert first, "an item is a mapping with at least one tensor"
+            assert first.keys() == second.keys()
+            for name in first:
+                assert isinstance(first[name], Tensor), f"item {index}: {name!r} is no tensor"
+                assert torch.equal(first[name], dataset[index][name]), f"item {index}: {name!r} changes between reads"
+                assert torch.equal(first[name], second[name]), f"item {index}: {name!r} differs between data sets"
+
+    def test_a_batchs_loss_is_the_sum_of_its_halves(self, prepared: Any) -> None:
+        """Terms are sums with weights, and every sample draws its own noise."""
+        if prepared.info().batch_coupled:
+            pytest.skip("not run: the workload says that its samples influence each other")
+        torch.manual_seed(0)
+        model: nn.Module = prepared.model().eval()
+        whole, left, right = (self._terms(prepared, model, r) for r in (range(8), range(4), range(4, 8)))
+        assert whole.keys() == left.keys() == right.keys()
+        for name, term in whole.items():
+            halves = left[name], right[name]
+            assert term.sum.ndim == 0, f"term {name!r}: the sum must be a scalar"
+            assert sum(float(half.weight) for half in halves) == pytest.approx(float(term.weight))
+            assert sum(float(half.sum) for half in halves) == pytest.approx(float(term.sum), rel=SAME_SUM, abs=1e-6), (
+                f"term {name!r} of 8 samples differs from its two halves: it is a mean, or its randomness is not drawn "
+                "from the sample_seed of each sample"
+            )
+
+    def test_weights_counted_beforehand_are_those_of_the_loss(self, prepared: Any) -> None:
+        torch.manual_seed(0)
+        batch = self._batch(prepared, range(8))
+        terms: Mapping[str, Term] = prepared.loss(prepared.model(), batch)
+        counted = prepared.weights(batch) if hasattr(prepared, "weights") else dict.fromkeys(terms, 8.0)
+        assert {name: float(term.weight) for name, term in terms.items()} == pytest.approx(dict(counted))
+
+    def test_accumulation_changes_no_gradient(self, runner: SubprocessRunner, cache_dir: Path) -> None:
+        """8 x 2 against 16 x 1, in a worker process."""
+        info = self._make().info()
+        halves = info.baseline.model_copy(update={"micro_batch_size": 8, "accumulation_steps": 2})
+        whole = info.baseline.model_copy(update={"micro_batch_size": 16, "accumulation_steps": 1})
+        reply = self._run(runner, cache_dir, ProbeKind.EQUIVALENCE, halves, whole)
+        assert reply.outcome is Outcome.OK, reply.message
+        if not info.batch_coupled:
+            apart = reply.values["relative_l2"]
+            assert apart < SAME_GRADIENT, (
+                f"the gradient of 16x1 differs from 8x2 by {apart:.2g}: set `batch_coupled`, or mend the loss"
+            )
+
+    def test_it_survives_a_probe(self, runner: SubprocessRunner, cache_dir: Path) -> None:
+        """The baseline in a worker process: trained, evaluated, sampled and saved as in production."""
+        reply = self._run(runner, cache_dir, ProbeKind.END_TO_END, self._make().info().baseline, soak=True)
+        assert reply.outcome is Outcome.OK, f"{reply.message}\n{reply.detail}"
+        assert reply.measurement is not None
+        assert throughput(reply.measurement).value > 0
+        for name, values in reply.measurement.losses.items():
+            assert values, f"loss term {name!r} was not recorded"
+            assert all(math.isfinite(value) for value in values), f"loss term {name!r} is not finite"
+
+    def _make(self) -> Any:
+        return registry.load(self.workload)(dict(self.options))
+
+    def _batch(self, workload: Any, indices: range) -> dict[str, Tensor]:
+        dataset = workload.dataset("train")
+        collate = getattr(workload, "collate", default_collate)
+        batch: dict[str, Tensor] = collate([dataset[index] for index in indices])
+        return {**batch, SAMPLE_SEED: sample_seeds(0, 0, torch.tensor(list(indices)))}
+
+    def _terms(self, workload: Any, model: nn.Module, indices: range) -> Mapping[str, Term]:
+        with torch.no_grad():
+            terms: Mapping[str, Term] = workload.loss(model, self._batch(workload, indices))
+        return terms
+
+    def _request(self, kind: ProbeKind, cache_dir: Path, *points: RunConfig, soak: bool = False) -> ProbeRequest:
+        return ProbeRequest(
+            id=f"contract-{kind.value}",
+            kind=kind,
+            workload=self.workload,
+            options=dict(self.options),
+            points=points,
+            limits=ProbeLimits(measure_s=0.5, min_steps=4, deadline_s=600.0),
+            cache_dir=str(cache_dir),
+            soak=soak,
+        )
+
+    def _run(
+        self, runner: SubprocessRunner, cache_dir: Path, kind: ProbeKind, *points: RunConfig, soak: bool = False
+    ) -> PointReply:
+        return runner.run(self._request(kind, cache_dir, *points, soak=soak)).points[0]
