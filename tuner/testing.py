@@ -43,23 +43,25 @@ class WorkloadContract:
     options: ClassVar[Mapping[str, Scalar]] = {}
 
     @pytest.fixture(scope="class")
-    def cache_dir(self, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    @classmethod
+    def cache_dir(cls, tmp_path_factory: pytest.TempPathFactory) -> Path:
         """Where `prepare` may leave what it made; override it to keep that between test runs."""
         return tmp_path_factory.mktemp("workload-cache")
 
     @pytest.fixture(scope="class")
-    def runner(self, cache_dir: Path) -> Iterator[SubprocessRunner]:
+    @classmethod
+    def runner(cls, cache_dir: Path) -> Iterator[SubprocessRunner]:
         with SubprocessRunner(cache_dir, log_dir=cache_dir / "logs") as runner:
-            reply = runner.run(self._request(ProbeKind.PREPARE, cache_dir))
+            reply = runner.run(cls._request(ProbeKind.PREPARE, cache_dir))
             assert not [point.message for point in reply.points if point.outcome is not Outcome.OK]
             yield runner
 
     @pytest.fixture
-    def prepared(self, runner: SubprocessRunner, cache_dir: Path) -> Any:
+    def prepared(self, runner: SubprocessRunner, cache_dir: Path) -> Any:  # noqa: ARG002 - it has prepared the data
         """The workload in this process, its data ready."""
         made = self._make()
         if hasattr(made, "prepare"):
-            made.prepare(cache_dir, lambda done, total, text: None)
+            made.prepare(cache_dir, _silent)
         return made
 
     def test_its_description_is_complete_and_stable(self) -> None:
@@ -149,12 +151,13 @@ class WorkloadContract:
             terms: Mapping[str, Term] = workload.loss(model, self._batch(workload, indices))
         return terms
 
-    def _request(self, kind: ProbeKind, cache_dir: Path, *points: RunConfig, soak: bool = False) -> ProbeRequest:
+    @classmethod
+    def _request(cls, kind: ProbeKind, cache_dir: Path, *points: RunConfig, soak: bool = False) -> ProbeRequest:
         return ProbeRequest(
             id=f"contract-{kind.value}",
             kind=kind,
-            workload=self.workload,
-            options=dict(self.options),
+            workload=cls.workload,
+            options=dict(cls.options),
             points=points,
             limits=ProbeLimits(measure_s=0.5, min_steps=4, deadline_s=600.0),
             cache_dir=str(cache_dir),
@@ -165,3 +168,7 @@ class WorkloadContract:
         self, runner: SubprocessRunner, cache_dir: Path, kind: ProbeKind, *points: RunConfig, soak: bool = False
     ) -> PointReply:
         return runner.run(self._request(kind, cache_dir, *points, soak=soak)).points[0]
+
+
+def _silent(done: int, total: int, text: str) -> None:
+    """Progress nobody watches."""

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import contract_strategies as made
 import pytest
 from hypothesis import HealthCheck, given, settings
 
+from tests.contract import contract_strategies as made
 from tuner.contract.base import Frozen, parse_json
 from tuner.contract.config import RunConfig
 from tuner.contract.documents import load_document, write_mapping

@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from fault_probes import alive, eventually, pids, request, struck
 
+from tests.faults.fault_probes import alive, eventually, pids, request, struck
 from tuner.contract.measurement import Outcome
 from tuner.contract.probe import NoticeEvent, ProbeKind
 from tuner.probe.runner import SubprocessRunner

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import psutil
 import pytest
-from fault_probes import alive, eventually, marked, pids, request, struck
 
+from tests.faults.fault_probes import alive, eventually, marked, pids, request, struck
 from tuner.contract.base import parse_json
 from tuner.contract.config import Cadence
 from tuner.contract.measurement import Outcome

@@ -35,7 +35,10 @@ class Turned:
         plan = TrainPlan(out_dir="out") if kind is ProbeKind.TRAIN else None
         limits = ProbeLimits(deadline_s=deadline_s, measure_s=3.0)
         request = ProbeRequest(id="r", kind=kind, workload="x", points=(CONFIG,) * points, limits=limits, train=plan)
-        self.watch = Watch(request, self.heard.append, start_s=60.0, now=lambda: self.time)
+        self.watch = Watch(request, self.hear, start_s=60.0, now=lambda: self.time)
+
+    def hear(self, event: Event) -> None:
+        self.heard.append(event)
 
     def at(self, seconds: float, *events: Event) -> None:
         """`seconds` after the start these events arrive."""

@@ -8,11 +8,12 @@ from typing import TYPE_CHECKING
 
 from tuner.commands.live import LiveProbes
 from tuner.commands.setup import cache_dir
-from tuner.contract.probe import ProbeKind, ProbeRequest, ProbeRow
+from tuner.contract.measurement import Outcome
+from tuner.contract.probe import PointReply, ProbeKind, ProbeReply, ProbeRequest, ProbeRow
 from tuner.contract.study import SamplerName, StudySpec
 from tuner.contract.tuned import Decision
 from tuner.report.dashboard import write_note
-from tuner.search.planner import Ask, Done, next_probe, sampler_request
+from tuner.search.planner import Ask, Done, forbidden, next_probe, sampler_request
 from tuner.search.sampler import StagedSampler, make_sampler
 from tuner.store.trials import TrialBook, distributions, params
 
@@ -65,12 +66,16 @@ class StudyLoop:
     def _proposed(self, rows: Sequence[ProbeRow], live: LiveProbes) -> None:
         """One trial of Optuna's own sampler."""
         trial, values = self._proposer.ask(self._distributions)
-        self._measure(sampler_request(self._spec, rows, values), trial, live)
+        request = sampler_request(self._spec, rows, values)
+        reason = forbidden(self._spec, rows, request)
+        self._measure(request, trial, live, refused(request, reason) if reason else None)
 
-    def _measure(self, request: ProbeRequest, trial: int | None, live: LiveProbes) -> None:
+    def _measure(
+        self, request: ProbeRequest, trial: int | None, live: LiveProbes, known: ProbeReply | None = None
+    ) -> None:
         request = request.model_copy(update={"cache_dir": str(cache_dir())})
         live.begin(request)
-        reply = self._runner.run(request, live.listen)
+        reply = known or self._runner.run(request, live.listen)
         rows = self._store.add_reply(self._spec.name, request, reply, trial)
         if trial is not None:
             self._book.tell(trial, rows[0], self._spec)
@@ -79,3 +84,9 @@ class StudyLoop:
     def note(self, decision: Decision) -> None:
         """The decision in words, beside the study in the dashboard."""
         write_note(self._book.storage, self._spec, decision, len(self._store.rows(self._spec.name)))
+
+
+def refused(request: ProbeRequest, reason: str) -> ProbeReply:
+    """The answer to a proposal that is known not to fit: stored and told, never run."""
+    point = PointReply(outcome=Outcome.UNSUPPORTED, message=f"not run: {reason}")
+    return ProbeReply(request_id=request.id, points=(point,), seconds=0.0)

@@ -59,7 +59,7 @@ def write_mapping(data: dict[str, Any], comment: str = "") -> str:
     from ruamel.yaml import YAML
 
     dumper = YAML(typ="safe", pure=True)
-    dumper.default_flow_style = False
+    dumper.default_flow_style = None
     dumper.sort_base_mapping_type_on_output = False  # type: ignore[assignment]
     dumper.width = 110
     out = io.StringIO()
