@@ -134,21 +134,33 @@ def preload(workload: str) -> dict[str, Any]:
     try:
         wanted: Sequence[str] = tuple(getattr(registry.load(workload), "preload", ()))
     except TunerError:
-        return {"preloaded": loaded, "problems": problems}
+        return {"preloaded": loaded, "problems": problems, "unsafe": ""}
     for name in [*COMMON, *wanted]:
         try:
             importlib.import_module(name)
             loaded.append(name)
         except Exception as error:
             problems[name] = f"{type(error).__name__}: {error}"[:300]
-    return {"preloaded": loaded, "problems": problems}
+    return {"preloaded": loaded, "problems": problems, "unsafe": _why_not_fork()}
+
+
+def _why_not_fork() -> str:
+    """Empty, or what the imports have done that a forked child could not live with."""
+    if (threads := zygote.thread_count()) != 1:
+        return f"starts threads ({threads - 1})"
+    import torch
+
+    if (child := os.fork()) == 0:
+        os._exit(int(torch.cuda._is_in_bad_fork()))
+    _, status = os.waitpid(child, 0)
+    return "touches CUDA" if status else ""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     words = _parser().parse_args(arguments)
     if words.serve:
         control = socket.socket(fileno=words.control_fd)
-        nothing: dict[str, Any] = {"preloaded": [], "problems": {}}
+        nothing: dict[str, Any] = {"preloaded": [], "problems": {}, "unsafe": ""}
         zygote.Zygote(control, answer).serve(lambda: preload(words.preload) if words.preload else nothing)
         return 0
     reply = os.dup(words.reply_fd)

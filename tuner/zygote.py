@@ -6,7 +6,7 @@ it ends its probe and itself. It knows nothing of requests and replies, and neve
 
 Words on the socket, one JSON object a packet:
     to it     {"do": "probe"} with the descriptors of request, reply pipe and log; {"do": "signal", "signal", "group"}
-    from it   {"said": "ready", "preloaded", "problems", "threads"}; "started" with "pid"; "refused" with "reason";
+    from it   {"said": "ready", "preloaded", "problems", "unsafe"}; "started" with "pid"; "refused" with "reason";
               "exited" with "pid" and "status" (as from waitpid), said when nothing of the probe is left
 """
 
@@ -61,7 +61,7 @@ class Zygote:
         signal.signal(signal.SIGCHLD, lambda *_: None)
         signal.set_wakeup_fd(self._wake_w.fileno(), warn_on_full_buffer=False)
         with selectors.DefaultSelector() as watched, contextlib.suppress(ConnectionError):
-            self._say(said="ready", threads=thread_count(), **report)
+            self._say(said="ready", **report)
             watched.register(self._control, selectors.EVENT_READ)
             watched.register(self._wake_r, selectors.EVENT_READ)
             while self._turn({key.fileobj for key, _ in watched.select()}):

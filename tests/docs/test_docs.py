@@ -57,9 +57,13 @@ def test_the_readme_shows_commands() -> None:
 
 def test_make_targets_named_in_docs_exist() -> None:
     makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
-    named = {name for path in DOCS for name in re.findall(r"`?make ([a-z][a-z-]+)", path.read_text(encoding="utf-8"))}
+    named = {
+        name
+        for path in DOCS
+        for name in re.findall(r"(?:`|^)make ([a-z][a-z-]+)", path.read_text(encoding="utf-8"), flags=re.M)
+    }
     assert {"optimize", "test"} <= named
-    for name in named - {"sure", "it", "a", "the"}:
+    for name in named:
         assert re.search(rf"^{name}:", makefile, flags=re.M), f"make {name}"
 
 

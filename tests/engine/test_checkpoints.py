@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import pickle
 import random
@@ -63,7 +64,7 @@ def test_a_resumed_run_is_the_uninterrupted_one_bit_for_bit(workers: int, tmp_pa
     keeper, chance = Checkpointer(tmp_path), random.Random(5)
     done: list[float] = []
     cuts = [0, *sorted(chance.sample(range(1, 40), 2)), 40]
-    for begin, end in zip(cuts, cuts[1:], strict=False):
+    for begin, end in itertools.pairwise(cuts):
         torch.manual_seed(chance.randrange(1000))
         trainer = toy_trainer(config)
         if begin:

@@ -12,11 +12,12 @@ from torch import Tensor, nn
 
 from tests.engine.engine_toys import CPU, answer, replies, toy_config, toy_trainer
 from tests.toys import Toy
-from tuner.contract.config import CompileMode
+from tuner.contract.config import CompileMode, RunConfig
 from tuner.contract.measurement import Outcome
 from tuner.contract.probe import DescribeEvent, PhaseEvent, ProbeKind
 from tuner.contract.workload import Batch, Term
 from tuner.engine.compiling import compile_problems
+from tuner.engine.step import StepResult
 from tuner.randomness import integers, normal
 
 
@@ -61,7 +62,7 @@ def test_a_compiled_run_has_the_losses_of_the_plain_one() -> None:
     assert reply.measurement.flops_per_sample is None
 
 
-def _steps(config):  # type: ignore[no-untyped-def]
+def _steps(config: RunConfig) -> list[StepResult]:
     trainer = toy_trainer(config, DrawingToy({}))
     return [trainer.step() for _ in range(3)]
 

@@ -16,6 +16,7 @@ from tuner.contract.measurement import MemoryPeak, Outcome
 from tuner.contract.probe import PhaseEvent, ProbeKind, ProbeLimits
 from tuner.contract.statistics import throughput
 from tuner.engine.hooks import Hook, Phases
+from tuner.engine.live_bytes import LiveBytes
 from tuner.engine.memory import PeakMemory
 from tuner.engine.meter import Meter, buffered_steps
 from tuner.engine.record import ENTRIES, StepRecord, judge_warmup, thin
@@ -196,13 +197,27 @@ def test_lr_probe_uses_the_same_samples_and_noise_for_every_rate() -> None:
 
 
 def test_trace_predicts_more_memory_for_a_larger_batch_and_less_with_checkpointing() -> None:
-    small = toy_config({"width": 256, "depth": 6}, micro_batch_size=8)
+    small = toy_config({"width": 128, "depth": 4}, micro_batch_size=8)
     large = small.model_copy(update={"micro_batch_size": 512, "accumulation_steps": 1})
     lean = large.model_copy(update={"gradient_checkpointing": True})
     found = replies(answer(ProbeKind.TRACE, small, large, lean))
     assert [reply.outcome for reply in found] == [Outcome.OK] * 3
     peaks = [reply.values["predicted_peak_bytes"] for reply in found]
     assert peaks[0] < peaks[2] < peaks[1]
+
+
+@pytest.mark.parametrize("micro", [8, 256])
+def test_trace_counts_what_a_real_run_holds(micro: int) -> None:
+    config = toy_config({"width": 128}, micro_batch_size=micro, ema=None, max_grad_norm=None)
+    (reply,) = replies(answer(ProbeKind.TRACE, config))
+    trainer, count = Trainer(Toy(config.options), config, device=CPU), LiveBytes()
+    trainer.source.next_group()  # data at rest is no part of the prediction
+    count.hold([*trainer.model.parameters(), *trainer.model.buffers()])
+    with count:
+        trainer.step()
+        trainer.step()
+    trainer.close()
+    assert reply.values["predicted_peak_bytes"] == pytest.approx(count.peak, rel=0.1)
 
 
 def test_trace_of_a_loss_that_looks_at_values_is_unsupported() -> None:

@@ -15,7 +15,7 @@ from tests.engine.engine_toys import answer, make_request, read_events, replies,
 from tests.toys import Toy
 from tuner.contract.config import Cadence, EmaConfig, LossBands, RunConfig
 from tuner.contract.measurement import Outcome
-from tuner.contract.probe import EVENT, Event, NoticeEvent, ProbeKind, TrainEvent, TrainPlan, TrainResult
+from tuner.contract.probe import EVENT, Event, NoticeEvent, ProbeKind, ProbeRequest, TrainEvent, TrainPlan, TrainResult
 from tuner.engine import tasks
 from tuner.engine.checkpoint import Checkpointer
 
@@ -68,10 +68,23 @@ def test_a_run_leaves_log_curves_samples_checkpoints_and_a_result(tmp_path: Path
     assert [reply.outcome for reply in replies(events)] == [Outcome.OK]
 
 
-def test_killed_at_a_random_moment_the_same_command_reaches_the_same_weights(tmp_path: Path) -> None:
-    """kill -9 twice, from outside, once after a random log line; then the run is finished."""
+@pytest.fixture(scope="module")
+def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> dict[str, torch.Tensor]:
+    """The weights and averaged weights at the end of a run that nothing disturbed."""
+    out = tmp_path_factory.mktemp("whole")
+    trained(production(), out)
+    return state_of(out)
+
+
+def equal(first: dict[str, torch.Tensor], second: dict[str, torch.Tensor]) -> bool:
+    return first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)
+
+
+def test_killed_at_a_random_moment_the_same_command_reaches_the_same_weights(
+    tmp_path: Path, uninterrupted: dict[str, torch.Tensor]
+) -> None:
+    """kill -9 from outside after a random log line; then the same request again."""
     config = production()
-    trained(config, tmp_path / "whole")
     out, chance = tmp_path / "killed", random.Random()
     request = make_request(ProbeKind.TRAIN, config, train=TrainPlan(out_dir=str(out)))
     last = chance.choice([3, 4, 5, 6])
@@ -80,15 +93,13 @@ def test_killed_at_a_random_moment_the_same_command_reaches_the_same_weights(tmp
     result = result_of(resumed)
     assert result.finished
     assert 160 <= result.resumed_from <= killed_at + 160
-    first, second = state_of(tmp_path / "whole"), state_of(out)
-    assert first.keys() == second.keys()
-    assert all(torch.equal(first[name], second[name]) for name in first)
+    assert equal(state_of(out), uninterrupted)
     with (out / "metrics.csv").open() as source:
         samples = [int(row["samples"]) for row in csv.DictReader(source)]
     assert samples == sorted(set(samples))
 
 
-def kill_after(lines: int, request: tasks.ProbeRequest, folder: Path) -> int:
+def kill_after(lines: int, request: ProbeRequest, folder: Path) -> int:
     """Kill the run after so many log lines; returns the samples it had told of."""
     process = start_apart(request, folder)
     assert process.stdout is not None
@@ -103,9 +114,9 @@ def kill_after(lines: int, request: tasks.ProbeRequest, folder: Path) -> int:
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1])
-def test_a_signal_stops_at_the_next_step_with_a_checkpoint(number: signal.Signals, tmp_path: Path) -> None:
-    whole = tmp_path / "whole"
-    trained(production(), whole)
+def test_a_signal_stops_at_the_next_step_with_a_checkpoint(
+    number: signal.Signals, tmp_path: Path, uninterrupted: dict[str, torch.Tensor]
+) -> None:
     events: list[Event] = []
 
     def strike(event: Event) -> None:
@@ -122,8 +133,7 @@ def test_a_signal_stops_at_the_next_step_with_a_checkpoint(number: signal.Signal
     assert signal.getsignal(number) is before
     again = result_of(trained(production(), tmp_path / "stopped"))
     assert (again.resumed_from, again.finished) == (result.samples, True)
-    first, second = state_of(whole), state_of(tmp_path / "stopped")
-    assert all(torch.equal(first[name], second[name]) for name in first)
+    assert equal(state_of(tmp_path / "stopped"), uninterrupted)
 
 
 def test_max_samples_and_max_seconds_end_early_and_go_on_later(tmp_path: Path) -> None:
@@ -193,11 +203,11 @@ def test_losses_outside_their_band_are_told_with_advice_and_not_every_time(tmp_p
     assert "lower the learning rate" in told[0]
 
 
-def test_evaluation_sampling_and_pictures_change_nothing_in_the_training(tmp_path: Path) -> None:
-    trained(production(), tmp_path / "busy")
-    trained(production(cadence=Cadence()), tmp_path / "quiet")
-    first, second = state_of(tmp_path / "busy"), state_of(tmp_path / "quiet")
-    assert all(torch.equal(first[name], second[name]) for name in first)
+def test_evaluation_sampling_and_pictures_change_nothing_in_the_training(
+    tmp_path: Path, uninterrupted: dict[str, torch.Tensor]
+) -> None:
+    trained(production(cadence=Cadence()), tmp_path)
+    assert equal(state_of(tmp_path), uninterrupted)
 
 
 def test_prepare_tells_its_progress_and_caches(tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ import pytest
 
 from tests.faults.fault_probes import alive, eventually, pids, request, struck
 from tuner.contract.measurement import Outcome
-from tuner.contract.probe import NoticeEvent, ProbeKind
+from tuner.contract.probe import Event, NoticeEvent, ProbeKind
 from tuner.probe.runner import SubprocessRunner
 
 
@@ -129,22 +129,25 @@ def test_a_broken_workload_is_told_in_its_own_words(
         assert "importlib" not in point.detail, "the traceback is the user's, not ours"
 
 
-def test_a_module_that_starts_threads_is_never_forked(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("workload", "says"),
+    [("tests.faulty_threads:Threaded", "starts threads"), ("tests.faulty_cuda:TouchesMockCuda", "touches CUDA")],
+)
+def test_what_cannot_be_forked_safely_is_not_forked(tmp_path: Path, workload: str, says: str) -> None:
     said: list[str] = []
     with SubprocessRunner(tmp_path / "cache", log_dir=tmp_path / "logs") as runner:
-        asked = request("tests.faulty_threads:Threaded")
-        reply = runner.run(asked, lambda event: said.append(event.text) if isinstance(event, NoticeEvent) else None)
+        reply = runner.run(request(workload), lambda event: _note(event, said))
         assert runner.isolation == "fresh"
     assert reply.points[0].outcome is Outcome.OK
     assert len(said) == 1
-    assert "starts threads" in said[0]
+    assert says in said[0]
 
 
 def test_a_missing_preload_is_said(tmp_path: Path) -> None:
     said: list[str] = []
     with SubprocessRunner(tmp_path / "cache", log_dir=tmp_path / "logs") as runner:
         asked = request("tests.faulty:WantsMissingModule")
-        reply = runner.run(asked, lambda event: said.append(event.text) if isinstance(event, NoticeEvent) else None)
+        reply = runner.run(asked, lambda event: _note(event, said))
         assert runner.isolation == "forkserver"
     assert reply.points[0].outcome is Outcome.OK
     assert [text for text in said if "no_such_module_anywhere" in text]
@@ -156,3 +159,8 @@ def test_orphans_of_a_fresh_interpreter_are_ended_too(tmp_path: Path, ledger: Pa
     assert struck(ledger) == 3
     assert reply.points[0].outcome is Outcome.OK
     assert eventually(lambda: not any(alive(pid) for pid in pids(ledger)), 5)
+
+
+def _note(event: Event, said: list[str]) -> None:
+    if isinstance(event, NoticeEvent):
+        said.append(event.text)

@@ -100,8 +100,8 @@ def test_a_hung_host_is_ended(runner: SubprocessRunner, monkeypatch: pytest.Monk
     assert not alive(host.pid)
 
 
-def train(workload: str, ledger: Path | None, out: Path, **options: object) -> ProbeRequest:
-    asked = request(workload, ledger, kind=ProbeKind.TRAIN, **options)
+def train(workload: str, ledger: Path | None, out: Path, sleep_s: float = 0.0) -> ProbeRequest:
+    asked = request(workload, ledger, kind=ProbeKind.TRAIN, sleep_s=sleep_s)
     points = tuple(point.model_copy(update={"cadence": Cadence(log_samples=64)}) for point in asked.points)
     return asked.model_copy(update={"points": points, "train": TrainPlan(out_dir=str(out))})
 

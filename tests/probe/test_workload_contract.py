@@ -10,15 +10,24 @@ import pytest
 import torch
 from torch import nn
 
-from tests.toys import BatchNormToy, Toy
+from tests.toys import Toy
 from tuner.contract.base import Scalar
 from tuner.contract.workload import Batch, Term
+from tuner.probe.runner import SubprocessRunner
 from tuner.testing import WorkloadContract
 
 
 class TestToy(WorkloadContract):
     workload = "tests.toys:Toy"
     options = {"samples": 64}  # noqa: RUF012
+
+    def test_batch_norm_that_is_not_owned_up_to_is_found(self, runner: SubprocessRunner, cache_dir: Path) -> None:
+        with pytest.raises(AssertionError, match="set `batch_coupled`"):
+            _BatchNormSuite().test_accumulation_changes_no_gradient(runner, cache_dir)
+
+
+class _BatchNormSuite(WorkloadContract):
+    workload = "tests.toys:BatchNormToy"
 
 
 class _Mean(Toy):
@@ -69,16 +78,3 @@ def test_wrongly_counted_weights_are_found(monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setattr(type(workload), "weights", lambda self, batch: {"fit": 1.0, "size": 8.0})
     with pytest.raises(AssertionError):
         contract.test_weights_counted_beforehand_are_those_of_the_loss(workload)
-
-
-def test_batch_norm_that_is_not_owned_up_to_is_found(tmp_path: Path) -> None:
-    class Suite(WorkloadContract):
-        workload = f"tests.toys:{BatchNormToy.__name__}"
-
-    from tuner.probe.runner import SubprocessRunner
-
-    with (
-        SubprocessRunner(tmp_path, log_dir=tmp_path / "logs") as runner,
-        pytest.raises(AssertionError, match="set `batch_coupled`"),
-    ):
-        Suite().test_accumulation_changes_no_gradient(runner, tmp_path)

@@ -15,18 +15,19 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from tuner.contract.base import parse_json
+from tuner.contract.base import Scalar, parse_json
 from tuner.contract.config import RunConfig
 from tuner.contract.documents import load_document
 from tuner.contract.errors import WorkloadError
 from tuner.contract.study import StudyFile
 from tuner.contract.workload import Batch, Workload
 from tuner.randomness import sample_seeds
+from tuner.testing import WorkloadContract
 from workloads.latent_cfg.model import Denoiser, alpha_bar, dropped, min_snr_weight, per_sample_loss, sample_latents
 from workloads.latent_cfg.workload import LatentCfg
 
 ROOT = Path(__file__).resolve().parents[2]
-OPTIONS = {"vae_steps": 4}
+OPTIONS: dict[str, Scalar] = {"vae_steps": 4}
 PREPARE = """
 import sys
 from pathlib import Path
@@ -39,6 +40,15 @@ def quiet(done: int, total: int, text: str) -> None:
     """Progress nobody reads."""
 
 
+@pytest.fixture(scope="module", autouse=True)
+def one_thread() -> Iterator[None]:
+    """Tests share their machine, and threads that wait for each other make a busy one crawl."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
 @pytest.fixture(scope="module")
 def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("latent_cfg")
@@ -49,14 +59,6 @@ def job(cache: Path) -> LatentCfg:
     made = LatentCfg(OPTIONS)
     made.prepare(cache, quiet)
     return made
-
-
-@pytest.fixture(autouse=True)
-def two_threads() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(min(2, before))
-    yield
-    torch.set_num_threads(before)
 
 
 def batch_of(job: LatentCfg, indices: Tensor, split: str = "train") -> dict[str, Tensor]:
@@ -270,7 +272,7 @@ def test_after_a_short_training_samples_have_about_the_spread_of_the_latents(job
     model = seeded_model(job)
     optimizer = torch.optim.Adam(model.parameters(), lr=2e-3)
     losses = []
-    for step in range(60):
+    for step in range(40):
         batch = batch_of(job, torch.randint(1350, (16,), generator=torch.Generator().manual_seed(step)))
         term = job.loss(model, {**batch, "sample_seed": batch["sample_seed"] + step})["v"]
         optimizer.zero_grad()
@@ -294,6 +296,19 @@ def test_the_grid_is_one_picture_and_the_seed_decides_it(job: LatentCfg, tmp_pat
     assert [file.name for file in (tmp_path / "a").iterdir()] == ["sample-1.png"]
     with Image.open(tmp_path / "a" / "sample-1.png") as grid:
         assert grid.size == (5 * 66 - 2 + 16, 10 * 66 - 2)
+
+
+class TestContract(WorkloadContract):
+    """The suite every workload must pass, in this process and in real workers."""
+
+    workload = "latent_cfg"
+    options = OPTIONS
+
+    @pytest.fixture(scope="class")
+    @classmethod
+    def cache_dir(cls, job: LatentCfg, cache: Path) -> Path:
+        """What `job` has prepared is found here."""
+        return cache
 
 
 # --- what the tuner is told -----------------------------------------------------------------------------------------

@@ -275,7 +275,7 @@ def introduce(spec: StudySpec, job: Job, console: Console) -> None:
 
 
 class _Preparing:
-    """Progress of the data preparation: one line in place on a terminal, every tenth in a log."""
+    """Progress of the data preparation: a line at the beginning, the middle and the end of each part."""
 
     def __init__(self, console: Console) -> None:
         self._console = console
@@ -284,7 +284,7 @@ class _Preparing:
     def __call__(self, event: Event) -> None:
         if not isinstance(event, ProgressEvent) or not event.total:
             return
-        mark = (event.text, 10 * event.done // event.total)
+        mark = (event.text, 2 * event.done // event.total)
         if mark != self._shown:
             self._shown = mark
             self._console.print(f"  preparing: {event.text} {100 * event.done // event.total} %", style="dim")

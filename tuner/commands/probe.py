@@ -46,7 +46,7 @@ def run(
     wanted = choice(ProbeKind, kind, "--kind")
     if wanted not in BY_HAND:
         raise ConfigError(f"--kind: {kind} is not for use by hand; known: {', '.join(k.value for k in BY_HAND)}")
-    knobs = assignments(changes, "--set")
+    knobs = known_knobs(assignments(changes, "--set"))
     limits = ProbeLimits(
         measure_s=seconds(measure, "--seconds"),
         deadline_s=seconds(deadline, "--deadline"),
@@ -64,12 +64,16 @@ def run(
     answer(reply, wanted, config, console, as_json=as_json)
 
 
-def changed(baseline: RunConfig, knobs: Mapping[str, Scalar]) -> RunConfig:
-    """The baseline with knobs set; the effective batch is kept unless it is set too. Raises ConfigError."""
+def known_knobs(knobs: dict[str, Scalar]) -> dict[str, Scalar]:
     names = {knob.value for knob in Knob}
     for name in knobs:
         if name not in names:
             raise ConfigError(f"--set: unknown knob {name!r}; known: {', '.join(sorted(names))}")
+    return knobs
+
+
+def changed(baseline: RunConfig, knobs: Mapping[str, Scalar]) -> RunConfig:
+    """The baseline with knobs set; the effective batch is kept unless it is set too. Raises ConfigError."""
     values = {Knob(name): _typed(baseline, Knob(name), value) for name, value in knobs.items()}
     micro = values.get(Knob.MICRO_BATCH_SIZE, baseline.micro_batch_size)
     if not isinstance(micro, int) or micro < 1:

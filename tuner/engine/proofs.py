@@ -16,6 +16,7 @@ from tuner.engine.bench import Answer, Bench, failed
 from tuner.engine.compiling import checkpoint_blocks
 from tuner.engine.failure import Diverged, Unsupported, classify, one_line
 from tuner.engine.limits import memory_cap
+from tuner.engine.live_bytes import LiveBytes
 from tuner.engine.loader import Group, ResidentSource, count_weights, first_batches
 from tuner.engine.optim import build_optimizer
 from tuner.engine.precision import Arithmetic
@@ -87,7 +88,7 @@ def _without_dropout(model: nn.Module) -> None:
     for module in model.modules():
         if isinstance(module, nn.Dropout | nn.Dropout1d | nn.Dropout2d | nn.Dropout3d | nn.AlphaDropout):
             module.p = 0.0
-        elif isinstance(getattr(module, "dropout", None), float):
+        elif isinstance(vars(module).get("dropout"), float):  # attention layers keep the bare rate
             setattr(module, "dropout", 0.0)  # noqa: B010
 
 
@@ -123,7 +124,6 @@ def _trace(bench: Bench, config: RunConfig) -> Answer:
 def traced_peak(workload: Any, config: RunConfig, batch: dict[str, Tensor], weights: dict[str, float]) -> int:
     """Peak bytes of live tensors in two optimizer steps of two micro-batches at most, on a fake CPU."""
     from torch._subclasses.fake_tensor import FakeTensorMode
-    from torch.distributed._tools.mem_tracker import MemTracker
 
     cpu = torch.device("cpu")
     precision = config.precision if config.precision is Precision.BF16 else Precision.FP32
@@ -138,18 +138,15 @@ def traced_peak(workload: Any, config: RunConfig, batch: dict[str, Tensor], weig
         maker.trusting = True
         moved: dict[str, Tensor] = {name: fake.from_tensor(value) for name, value in batch.items()}
         group = Group([moved], weights)
-        tracker = MemTracker()
-        tracker.track_external(model, optimizer)
-        with tracker:
+        count = LiveBytes()
+        count.hold([*model.parameters(), *model.buffers(), *moved.values()])
+        with count:
             for _ in range(2):
                 for _ in range(min(2, config.accumulation_steps)):
                     maker(group)
-                    tracker.reset_mod_stats()
                 optimizer.step()
                 optimizer.zero_grad(set_to_none=True)
-        snapshot = tracker.get_tracker_snapshot("peak")
-        average = _bytes(model) if config.ema is not None else 0
-    return int(sum(kinds["Total"] for kinds in snapshot.values())) + average
+    return count.peak + (_bytes(model) if config.ema is not None else 0)
 
 
 def _bytes(model: nn.Module) -> int:

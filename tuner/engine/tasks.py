@@ -44,7 +44,7 @@ def run(request: ProbeRequest, workload_class: type[Any] | None, emit: Emit) -> 
     """
     if request.cache_dir:
         os.environ["TUNER_CACHE"] = request.cache_dir
-    make = _maker(workload_class, request, emit)
+    make = _maker(workload_class, emit)
     if request.kind is ProbeKind.DESCRIBE:
         _describe(request, workload_class, emit)
     elif request.kind is ProbeKind.PREPARE:
@@ -72,9 +72,7 @@ def _answer(request: ProbeRequest, make: Callable[[Mapping[str, Scalar]], Any], 
     _PROBES[request.kind](bench)
 
 
-def _maker(
-    workload_class: type[Any] | None, request: ProbeRequest, emit: Emit
-) -> Callable[[Mapping[str, Scalar]], Any]:
+def _maker(workload_class: type[Any] | None, emit: Emit) -> Callable[[Mapping[str, Scalar]], Any]:
     """Options -> a workload whose data is ready."""
     if workload_class is None:
         raise_later = WorkloadError("--workload: this request needs a workload")
@@ -86,7 +84,7 @@ def _maker(
 
     def make(options: Mapping[str, Scalar]) -> Any:
         workload = workload_class(dict(options))
-        _prepare(request, workload, emit)
+        _prepare(workload, emit)
         return workload
 
     return make
@@ -99,11 +97,11 @@ def _describe(request: ProbeRequest, workload_class: type[Any] | None, emit: Emi
     emit(DescribeEvent(device=device, info=info, environment=environment(kind)))
 
 
-def _prepare(request: ProbeRequest, workload: Any, emit: Emit) -> None:
+def _prepare(workload: Any, emit: Emit) -> None:
     """In every process, under a lock between them: the first one makes the data, the others find it cached."""
     if not hasattr(workload, "prepare"):
         return
-    folder = Path(request.cache_dir or ".cache")
+    folder = Path(os.environ.get("TUNER_CACHE") or Path.home() / ".cache" / "tuner")
 
     def progress(done: int, total: int, text: str) -> None:
         emit(ProgressEvent(done=done, total=total, text=text))

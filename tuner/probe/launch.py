@@ -47,7 +47,8 @@ def worker_environment(base: Mapping[str, str], cache_dir: Path, threads: int) -
 
     Store URLs and passwords are left out. glibc's malloc thresholds are raised, so that a large batch is not mapped
     and unmapped at every step; they decide up to a third of a step's time on a CPU. OpenBLAS gets one thread: its
-    pool would start at import, and only a process with one thread may fork.
+    pool would start at import, and only a process with one thread may fork. Asking whether there is a GPU goes
+    through NVML, as CUDA itself must not be touched before a fork.
     """
     kept = {
         key: value for key, value in base.items() if not _SECRET.search(key) and not _URL_WITH_PASSWORD.match(value)
@@ -61,6 +62,7 @@ def worker_environment(base: Mapping[str, str], cache_dir: Path, threads: int) -
         "TORCHINDUCTOR_CACHE_DIR": base.get("TORCHINDUCTOR_CACHE_DIR") or str(cache_dir / "inductor"),
         "TUNER_CACHE": str(cache_dir),
         "HF_HUB_OFFLINE": base.get("HF_HUB_OFFLINE", "1"),
+        "PYTORCH_NVML_BASED_CUDA_CHECK": "1",
         "PYTHONUNBUFFERED": "1",
         "MPLBACKEND": "Agg",
     }
@@ -75,7 +77,7 @@ class Host:
         self._mark = mark
         self.preloaded: list[str] = []
         self.problems: dict[str, str] = {}
-        self.threads = 1
+        self.unsafe = ""
         self.leader: int | None = None
 
     @classmethod
@@ -84,7 +86,8 @@ class Host:
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         mark = uuid.uuid4().hex
         command = [sys.executable, "-m", "tuner.worker", "--serve", "--control-fd", str(theirs.fileno())]
-        with theirs, log.open("wb") as output:
+        with theirs, log.open("wb") as output, contextlib.ExitStack() as on_failure:
+            on_failure.callback(ours.close)
             process = subprocess.Popen(
                 [*command, *(["--preload", preload] if preload else [])],
                 env={**environment, MARK: mark},
@@ -94,13 +97,14 @@ class Host:
                 stderr=output,
                 start_new_session=True,
             )
+            on_failure.pop_all()
         host = cls(process, ours, mark)
         try:
             ready = host._await("ready", timeout_s)
         except BaseException:
             host.kill()
             raise
-        host.preloaded, host.problems, host.threads = ready["preloaded"], ready["problems"], int(ready["threads"])
+        host.preloaded, host.problems, host.unsafe = ready["preloaded"], ready["problems"], ready["unsafe"]
         return host
 
     def begin(self, request: int, reply: int, log: int, timeout_s: float = 30.0) -> int:

@@ -198,14 +198,12 @@ class SubprocessRunner:
             return self._host
         self.close()
         host = self._start_host(request, preload=request.workload)
-        if host.threads != 1:
+        if host.unsafe:
             host.kill()
-            raise HostLost(
-                f"importing {request.workload} starts threads ({host.threads - 1}); forking is not safe then"
-            )
+            raise HostLost(f"importing {request.workload} {host.unsafe}, and forking is not safe after that")
+        self._host, self._preloaded = host, module if host.preloaded else ""
         for name, problem in host.problems.items():
             watch.tell(NoticeEvent(level="warning", text=f"preload: {name} could not be imported ({problem})"))
-        self._host, self._preloaded = host, module if host.preloaded else ""
         return host
 
     def _start_host(self, request: ProbeRequest, *, preload: str) -> Host:

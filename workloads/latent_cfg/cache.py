@@ -12,7 +12,7 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -63,7 +63,8 @@ class LatentCache:
         found = self._load(LATENTS_FILE)
         if found is None or not (self.folder / VAE_FILE).exists():
             try:
-                found = self._make(progress)
+                with _threads(self._spec.threads):
+                    found = self._make(progress)
             except OSError as error:
                 raise self._unusable(error) from None
         return Latents(**found)
@@ -157,6 +158,16 @@ def _standardise(train: Tensor, valid: Tensor) -> dict[str, Tensor]:
     deviation = train.std(dim=(0, 2, 3), keepdim=True).clamp(min=1e-6)
     train, valid = (train - mean) / deviation, (valid - mean) / deviation
     return {"train": train, "valid": valid, "mean": mean, "deviation": deviation, "bound": train.abs().max()}
+
+
+@contextlib.contextmanager
+def _threads(count: int) -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(count or before)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def _sync_folder(folder: Path) -> None:

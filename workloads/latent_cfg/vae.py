@@ -35,6 +35,8 @@ class VaeSpec:
     layers: int
     batch: int = 16
     lr: float = 2e-3
+    threads: int = 0
+    """CPU threads for making it; 0 = as the process has it."""
 
     def __post_init__(self) -> None:
         assert self.patch * 2 ** (len(self.widths) - 1) == FACTOR
