@@ -51,7 +51,7 @@ imports: setup-dev
 	$(BIN)/lint-imports
 
 pytest: setup-dev
-	$(BIN)/pytest -m "not slow and not gpu"
+	$(BIN)/pytest -n 2 --dist loadfile -m "not slow and not gpu"
 
 test-long: setup-dev
 	$(BIN)/pytest -m "slow and not gpu"

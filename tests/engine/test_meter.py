@@ -17,6 +17,7 @@ from tuner.contract.probe import PhaseEvent, ProbeKind, ProbeLimits
 from tuner.contract.statistics import throughput
 from tuner.engine.hooks import Hook, Phases
 from tuner.engine.live_bytes import LiveBytes
+from tuner.engine.loader import Group, ResidentSource, count_weights, first_batches
 from tuner.engine.memory import PeakMemory
 from tuner.engine.meter import Meter, buffered_steps
 from tuner.engine.record import ENTRIES, StepRecord, judge_warmup, thin
@@ -210,14 +211,15 @@ def test_trace_predicts_more_memory_for_a_larger_batch_and_less_with_checkpointi
 def test_trace_counts_what_a_real_run_holds(micro: int) -> None:
     config = toy_config({"width": 128}, micro_batch_size=micro, ema=None, max_grad_norm=None)
     (reply,) = replies(answer(ProbeKind.TRACE, config))
-    trainer, count = Trainer(Toy(config.options), config, device=CPU), LiveBytes()
-    trainer.source.next_group()  # data at rest is no part of the prediction
-    count.hold([*trainer.model.parameters(), *trainer.model.buffers()])
+    workload, count = Toy(config.options), LiveBytes()
+    batches = first_batches(workload, config, 2)
+    source = ResidentSource([Group(batches, count_weights(workload, batches))])
+    trainer = Trainer(workload, config, device=CPU, source=source)
+    count.hold([*trainer.model.parameters(), *trainer.model.buffers(), *batches[0].values()])
     with count:
         trainer.step()
         trainer.step()
-    trainer.close()
-    assert reply.values["predicted_peak_bytes"] == pytest.approx(count.peak, rel=0.1)
+    assert reply.values["predicted_peak_bytes"] == pytest.approx(count.peak, rel=0.02)
 
 
 def test_trace_of_a_loss_that_looks_at_values_is_unsupported() -> None:
