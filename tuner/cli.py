@@ -67,7 +67,7 @@ def optimize(
     ] = False,
     spec: Annotated[Path | None, typer.Option(help="Study file.", show_default="studies/WORKLOAD/study.yaml")] = None,
     budget: Annotated[
-        str | None, typer.Option(help="Time for the search, the ship gate not counted: 90s, 10m, 2h.")
+        str | None, typer.Option(help="Time for the study, data preparation not counted: 90s, 10m, 2h.")
     ] = None,
     probes: Annotated[int | None, typer.Option(min=1, help="At most this many probes in the search.")] = None,
     sampler: Annotated[str, typer.Option(help="staged (ours), or Optuna's tpe, gp, random for comparison.")] = "staged",

@@ -46,6 +46,8 @@ class Preset:
     vae: VaeSpec
     vae_steps: int
     dim: int
+    threads: int
+    """CPU threads; 0 = every core. Steps of tiny are too short to share: a second thread mostly waits."""
     sample_steps: int
     horizon_samples: int
     cadence: Cadence
@@ -60,6 +62,7 @@ PRESETS = {
         vae=VaeSpec(size=64, patch=8, widths=(64,), layers=1, threads=1),
         vae_steps=120,
         dim=16,
+        threads=1,
         sample_steps=25,
         horizon_samples=100_000,
         cadence=Cadence(log_samples=1_600, evaluate_samples=16_000, sample_samples=16_000, checkpoint_samples=16_000),
@@ -70,6 +73,7 @@ PRESETS = {
         vae=VaeSpec(size=256, patch=2, widths=(64, 128, 256), layers=1, lr=1e-3),
         vae_steps=1500,
         dim=48,
+        threads=0,
         sample_steps=250,
         horizon_samples=2_400_000,
         cadence=Cadence(log_samples=32_000, evaluate_samples=32_000, sample_samples=32_000, checkpoint_samples=32_000),
@@ -143,6 +147,7 @@ class LatentCfg:
             horizon_samples=self._preset.horizon_samples,
             cadence=self._preset.cadence,
             loss_bands=self._preset.loss_bands,
+            threads=self._preset.threads,
         )
 
     def prepare(self, cache_dir: Path, progress: Progress) -> None:
