@@ -9,6 +9,7 @@ from __future__ import annotations
 import time
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Protocol, cast
 
@@ -163,8 +164,7 @@ class StreamSource:
     def next_batch(self) -> TensorBatch:
         try:
             if self._batches is None:
-                with warnings.catch_warnings():
-                    warnings.filterwarnings("ignore", message="This DataLoader will create")
+                with _many_workers_allowed():
                     self._batches = iter(self._loader)
             return next(self._batches)
         except Exception as error:
@@ -206,15 +206,24 @@ def make_loader(
             "prefetch_factor": config.loader.prefetch_factor,
             "persistent_workers": config.loader.persistent_workers,
         }
-    return DataLoader(
-        cast(Any, Keyed(data)),
-        batch_sampler=StreamSampler(order, config.micro_batch_size, start),
-        collate_fn=Collate(workload, config.seed),
-        num_workers=config.loader.num_workers,
-        pin_memory=config.loader.pin_memory and device.type == "cuda",
-        generator=torch.Generator().manual_seed(config.seed),
-        **settings,
-    )
+    with _many_workers_allowed():
+        return DataLoader(
+            cast(Any, Keyed(data)),
+            batch_sampler=StreamSampler(order, config.micro_batch_size, start),
+            collate_fn=Collate(workload, config.seed),
+            num_workers=config.loader.num_workers,
+            pin_memory=config.loader.pin_memory and device.type == "cuda",
+            generator=torch.Generator().manual_seed(config.seed),
+            **settings,
+        )
+
+
+@contextmanager
+def _many_workers_allowed() -> Iterator[None]:
+    """Torch warns of more workers than cores; whether they pay is what a probe measures."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="This DataLoader will create")
+        yield
 
 
 def first_batches(
