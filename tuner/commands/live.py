@@ -78,8 +78,7 @@ class LiveProbes:
         more = f" and {len(request.points) - 1} more" if len(request.points) > 1 else ""
         spent = self._spent_s + time.monotonic() - self._since
         self._status.update(
-            f"{request.stage.value}: {what}{more} - {phase} - {clock(spent)} spent, "
-            f"search budget {clock(self._budget_s)}"
+            f"{request.stage.value}: {what}{more} - {phase} - {clock(spent)} spent, of {clock(self._budget_s)}"
         )
 
 
@@ -97,9 +96,9 @@ def row_text(row: ProbeRow) -> str:
     if "final_loss" in row.values:
         loss = f"{row.values['final_loss']:.4f}"
     stage = row.stage.value + (f" {row.pair + 1}" if row.pair is not None else "")
-    label = row.config.label + (
-        f" lr={row.config.optimizer.lr:g} s{row.config.seed}" if row.kind is ProbeKind.LR else ""
-    )
+    label = row.config.label
+    if row.kind is ProbeKind.LR:
+        label = f"{row.config.batch_label} lr {row.config.optimizer.lr:g}, seed {row.config.seed}"
     cells = (str(row.number), stage, label, row.outcome.value, speed, peak, loss, f"{row.seconds:.1f}s")
     line = columns(cells)
     if row.outcome is not Outcome.OK and row.message:

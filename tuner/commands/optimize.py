@@ -257,7 +257,7 @@ def introduce(spec: StudySpec, job: Job, console: Console) -> None:
     where = device.name if device.kind == "cuda" else f"CPU {device.cpu_name}, {device.cpu_count} cores"
     console.print(f"[bold]tuner[/] {job.info.name}: {job.info.summary}")
     if job.info.preset:
-        console.print(f"preset {job.info.preset}: {job.info.preset_note}")
+        console.print(f"preset {job.info.preset_note}")
     console.print(f"target {spec.target.label}, measured on {where}, torch {device.torch}")
     if spec.transferred:
         console.print(
@@ -270,7 +270,7 @@ def introduce(spec: StudySpec, job: Job, console: Console) -> None:
     console.print(
         f"baseline {spec.baseline.label}, effective batch {kept}, memory budget {speak.mib(spec.memory_budget_bytes)}"
         + (f", hard cap {speak.mib(spec.memory_cap_bytes)}" if spec.memory_cap_bytes else "")
-        + f", search budget {speak.clock(spec.budget_s)}, study {spec.name}\n"
+        + f", budget {speak.clock(spec.budget_s)}, study {spec.name}\n"
     )
 
 

@@ -77,8 +77,8 @@ class TrainPlan(Frozen):
     max_seconds: float | None = Field(default=None, gt=0)
     keep: int = Field(default=2, ge=1)
     """Checkpoints kept."""
-    reference_every_s: float = Field(default=5.0, gt=0)
-    """Seconds between two measurements of the host's own drift (CPU only)."""
+    reference_every_s: float = Field(default=2.0, gt=0)
+    """Seconds between two measurements of the host's own drift (CPU only); up to five times as long in a long run."""
 
 
 class ProbeRequest(Frozen):

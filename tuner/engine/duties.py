@@ -30,6 +30,8 @@ from tuner.engine.table import draw_curves
 from tuner.engine.trainer import Trainer
 
 SIGNALS = ("SIGTERM", "SIGUSR1", "SIGINT")
+RAREST = 5.0
+"""How many times rarer than at first the host's reference is taken in a long run."""
 
 
 @contextlib.contextmanager
@@ -198,22 +200,30 @@ class Pictures(Hook):
 
 
 class ReferenceWork(Hook):
-    """The host's own speed, every few seconds (CPU only)."""
+    """The host's own speed (CPU only): often in a short run, more and more rarely, down to a fifth, in a long one."""
 
     def __init__(self, every_s: float) -> None:
         self._every_s = every_s
         self._work: HostReference | None = None
-        self._last = time.monotonic()
+        self._began = self._last = time.monotonic()
         self.seconds: list[float] = []
 
     def on_start(self, trainer: Trainer) -> None:
         if trainer.device.type == "cpu":
             self._work = HostReference()
-            self._measure()
+            self._began = self._last = time.monotonic()
 
     def after_step(self, trainer: Trainer, result: StepResult) -> None:  # noqa: ARG002
-        if self._work is not None and time.monotonic() - self._last >= self._every_s:
+        now = time.monotonic()
+        if self._work is not None and now - self._last >= self._interval_s(now - self._began):
             self._measure()
+
+    def on_end(self, trainer: Trainer) -> None:  # noqa: ARG002
+        if self._work is not None:
+            self._measure()
+
+    def _interval_s(self, elapsed_s: float) -> float:
+        return min(RAREST * self._every_s, max(self._every_s, elapsed_s / 60))
 
     def _measure(self) -> None:
         assert self._work is not None

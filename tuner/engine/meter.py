@@ -21,7 +21,7 @@ FIRST_STEPS = 2
 """Compilation, lazy initialisation, the optimizer's state: never steady."""
 PATIENCE = 5.0
 """Slow steps may take this many times `measure_s` to reach `min_steps`; after that two steps must do."""
-REFERENCES = 5
+REFERENCES = 8
 """The host's reference work is done about this many times in one measurement."""
 
 
@@ -75,7 +75,8 @@ class Meter(Hook):
         self._phases.enter("measure")
         assert self._telemetry is not None
         self._telemetry.start()
-        self._refer()
+        if self._reference is not None:
+            self._reference.measure()  # the loader still fills its buffer: slower than all that follow, so not kept
 
     def _measure(self, trainer: Trainer, record: StepRecord) -> None:
         steps = len(record.step_s) - self._least_warmup
