@@ -254,7 +254,7 @@ def open_study(store: StudyStore, spec: StudySpec, search: SearchWords) -> Study
 
 def introduce(spec: StudySpec, job: Job, console: Console) -> None:
     device = spec.device
-    where = device.name if device.kind == "cuda" else f"CPU {device.cpu_name}, {device.cpu_count} cores"
+    where = device.place if device.kind == "cuda" else f"CPU {device.place}"
     console.print(f"[bold]tuner[/] {job.info.name}: {job.info.summary}")
     if job.info.preset:
         console.print(f"preset {job.info.preset_note}")
@@ -309,12 +309,11 @@ def tuned_config(
     assert decision.winner is not None
     assert decision.kind != "failed"
     environment = next(row.environment for row in rows if row.environment is not None)
-    device = spec.device
     provenance = Provenance(
         study=spec.name,
         target=spec.target.label,
-        measured_on=device.name if device.kind == "cuda" else f"{device.cpu_name} ({device.cpu_count} cores)",
-        transfer="unverified" if spec.transferred else "measured",
+        measured_on=spec.device.place,
+        transfer=spec.transfer,
         decision=decision.kind,
         reason=decision.reason,
         probes=len(rows),
@@ -332,12 +331,11 @@ def tuned_config(
 def as_result(
     spec: StudySpec, decision: Decision, rows: Sequence[ProbeRow], path: Path | None, url: str, spent: dict[str, float]
 ) -> OptimizeResult:
-    device = spec.device
     return OptimizeResult(
         study=spec.name,
         target=spec.target.label,
-        measured_on=device.name if device.kind == "cuda" else f"{device.cpu_name} ({device.cpu_count} cores)",
-        transfer="unverified" if spec.transferred else "measured",
+        measured_on=spec.device.place,
+        transfer=spec.transfer,
         decision=decision.kind,
         reason=decision.reason,
         notes=decision.notes,

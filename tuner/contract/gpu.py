@@ -66,6 +66,11 @@ class DeviceInfo(Frozen):
     advice: str | None = None
     """What to install or change about `problem`."""
 
+    @property
+    def place(self) -> str:
+        """Where a measurement was taken, for people: the GPU, or the CPU with its cores."""
+        return self.name if self.kind == "cuda" else f"{self.cpu_name} ({self.cpu_count} cores)"
+
 
 class _Table(Frozen):
     gpus: tuple[GpuProfile, ...]

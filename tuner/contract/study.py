@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from enum import StrEnum
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import Field
 
@@ -118,6 +118,10 @@ class StudySpec(Frozen):
         if self.target.kind != self.device.kind:
             return True
         return self.target.kind == "cuda" and self.target.capability != self.device.capability
+
+    @property
+    def transfer(self) -> Literal["measured", "unverified"]:
+        return "unverified" if self.transferred else "measured"
 
     def memory_used(self, peak: MemoryPeak) -> float:
         """Share of the memory budget a peak takes; above 1.0 the configuration does not fit.
