@@ -16,7 +16,15 @@ def make_console(*, as_json: bool) -> Console:
     from rich.console import Console
 
     stream = sys.stderr if as_json else sys.stdout
-    return Console(file=stream, width=None if stream.isatty() else 150, highlight=False, soft_wrap=not stream.isatty())
+    # what is printed holds users' text (messages, paths, names): brackets in it are no markup, colons no emoji
+    return Console(
+        file=stream,
+        width=None if stream.isatty() else 150,
+        soft_wrap=not stream.isatty(),
+        highlight=False,
+        markup=False,
+        emoji=False,
+    )
 
 
 def emit_json(text: str) -> None:

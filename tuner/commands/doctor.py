@@ -76,10 +76,10 @@ def show(device: DeviceInfo, store: str, console: Console) -> None:
             f"compile   {mode.value:<16} {'no: ' + problem if problem else 'yes'}", style="dim" if problem else ""
         )
     if device.problem:
-        console.print(f"[red]problem[/]   {device.problem}")
+        console.print(f"problem   {device.problem}", style="red")
         console.print(f"advice    {device.advice or ''}")
     else:
-        console.print("[green]ready[/]     tuner optimize --workload latent_cfg --gpu auto")
+        console.print("ready     tuner optimize --workload latent_cfg --gpu auto", style="green")
 
 
 def _device(device: DeviceInfo) -> str:

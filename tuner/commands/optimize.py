@@ -255,14 +255,15 @@ def open_study(store: StudyStore, spec: StudySpec, search: SearchWords) -> Study
 def introduce(spec: StudySpec, job: Job, console: Console) -> None:
     device = spec.device
     where = device.place if device.kind == "cuda" else f"CPU {device.place}"
-    console.print(f"[bold]tuner[/] {job.info.name}: {job.info.summary}")
+    console.print(f"tuner {job.info.name}: {job.info.summary}", style="bold")
     if job.info.preset:
         console.print(f"preset {job.info.preset_note}")
     console.print(f"target {spec.target.label}, measured on {where}, torch {device.torch}")
     if spec.transferred:
         console.print(
-            f"[yellow]The target is not this machine:[/] its limits hold (memory, dtypes, compile modes), "
-            f"but every speed below is this machine's. Confirm on a real {spec.target.label} before you rely on it."
+            f"The target is not this machine: its limits hold (memory, dtypes, compile modes), "
+            f"but every speed below is this machine's. Confirm on a real {spec.target.label} before you rely on it.",
+            style="yellow",
         )
     for item in spec.dropped:
         console.print(f"  not tried: {item.knob.value} {item.value} - {item.reason}", style="dim")
@@ -361,8 +362,8 @@ def tell(
 ) -> None:
     """The answer, for people."""
     console.print()
-    titles = {"winner": "[bold green]winner[/]", "no_gain": "[bold]no gain[/]", "failed": "[bold red]failed[/]"}
-    console.print(f"{titles[decision.kind]}  {decision.reason}")
+    titles = {"winner": "bold green", "no_gain": "bold", "failed": "bold red"}
+    console.print(f"{decision.kind.replace('_', ' ')}  {decision.reason}", style=titles[decision.kind])
     for name, side in (("baseline", decision.baseline), ("shipped", decision.winner)):
         if side is not None:
             console.print(

@@ -122,7 +122,7 @@ def answer(reply: ProbeReply, kind: ProbeKind, config: RunConfig, console: Conso
     point = reply.points[0]
     if as_json:
         speak.emit_json(plain_json(reply))
-    console.print(f"[bold]{point.outcome.value}[/]  {config.label}  {point.message}")
+    console.print(f"{point.outcome.value}  {config.label}  {point.message}")
     if point.measurement is not None:
         _measured(point.measurement, console)
     for name, value in point.values.items():
@@ -166,5 +166,5 @@ def _equivalence(relative: float, console: Console) -> None:
 
 
 def _failure(point: PointReply) -> str:
-    detail = f"\n{point.detail.rstrip()}" if point.detail else ""
+    detail = f"\n{point.detail.rstrip()}" if point.detail and not point.outcome.is_oom else ""
     return f"the probe ended with {point.outcome.value}: {point.message}{detail}"

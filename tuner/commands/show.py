@@ -59,7 +59,7 @@ def _one(store: StudyStore, study: str, probes: bool, console: Console, *, as_js
         }
         speak.emit_json(json.dumps(data, indent=2))
         return
-    console.print(f"[bold]{study}[/]  {spec.workload} for {spec.target.label}, measured on {spec.device.cpu_name}")
+    console.print(f"{study}  {spec.workload} for {spec.target.label}, measured on {spec.device.cpu_name}")
     console.print(f"baseline {spec.baseline.label}")
     console.print(decision.reason if decision else "no decision yet; the same `tuner optimize` command goes on")
     if probes:

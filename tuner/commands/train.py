@@ -120,9 +120,7 @@ def as_request(config: RunConfig, words: TrainWords, out: Path) -> ProbeRequest:
 def introduce(tuned: TunedConfig, words: TrainWords, out: Path, console: Console) -> None:
     config = tuned.config
     preset = config.options.get("preset")
-    console.print(
-        f"[bold]training[/] {config.workload}" + (f", preset {preset}" if preset else "") + f": {config.label}"
-    )
+    console.print(f"training {config.workload}" + (f", preset {preset}" if preset else "") + f": {config.label}")
     if preset == "tiny":
         console.print(
             "tiny is the rehearsal size: the same program with a small model, quick on a CPU; full is the real one."
@@ -137,8 +135,9 @@ def introduce(tuned: TunedConfig, words: TrainWords, out: Path, console: Console
         )
     if tuned.provenance is not None and tuned.provenance.transfer == "unverified":
         console.print(
-            f"[yellow]chosen for {tuned.provenance.target} but measured on {tuned.provenance.measured_on}:[/] "
-            "the promise holds for that machine only"
+            f"chosen for {tuned.provenance.target} but measured on {tuned.provenance.measured_on}: "
+            "the promise holds for that machine only",
+            style="yellow",
         )
 
 
@@ -269,7 +268,7 @@ def finish(
 
 def verdict(result: TrainResultJson, promise: Promise | None) -> list[str]:
     """What was reached, beside what was promised."""
-    head = f"\n[bold]{result.samples:,} samples[/] ({result.reason}) in {speak.clock(result.elapsed_s)}"
+    head = f"\n{result.samples:,} samples ({result.reason}) in {speak.clock(result.elapsed_s)}"
     lines = [f"{head}; everything is in {result.out_dir}"]
     lines.append(f"  reached   {speak.rate(result.samples_per_s, ' samples/s')}, peak {speak.mib(result.peak_bytes)}")
     if promise is None or result.deviation is None:

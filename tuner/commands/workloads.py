@@ -24,7 +24,7 @@ def run(*, as_json: bool) -> None:
                 continue
             if info is not None:
                 found.append(info)
-                console.print(f"[bold]{name}[/]  {info.summary}")
+                console.print(f"{name}  {info.summary}")
                 console.print(
                     f"  baseline {info.baseline.label}, {info.train_samples:,} {info.unit}s, preset {info.preset}"
                 )
