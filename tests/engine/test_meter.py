@@ -15,6 +15,7 @@ from tuner.contract.config import LoaderConfig, RunConfig
 from tuner.contract.measurement import MemoryPeak, Outcome
 from tuner.contract.probe import PhaseEvent, ProbeKind, ProbeLimits
 from tuner.contract.statistics import throughput
+from tuner.engine.clock import HostClock
 from tuner.engine.hooks import Hook, Phases
 from tuner.engine.live_bytes import LiveBytes
 from tuner.engine.loader import Group, ResidentSource, count_weights, first_batches
@@ -232,3 +233,14 @@ def test_trace_of_a_loss_that_looks_at_values_is_unsupported() -> None:
     (reply,) = replies(answer(ProbeKind.TRACE, toy_config(), workload=Looks))
     assert reply.outcome is Outcome.UNSUPPORTED
     assert "traced" in reply.message
+
+
+def test_a_slow_stretch_of_production_is_not_called_warm_up() -> None:
+    record = StepRecord(HostClock())
+    for step in range(200):
+        record.step_s.append(0.4 if step < 90 else 0.1)
+        record.wait_s.append(0.0)
+    peak = MemoryPeak(process_bytes=1)
+    judged = record.measurement(16, peak).warmup_steps
+    capped = record.measurement(16, peak, most_warmup=2).warmup_steps
+    assert (judged > 2, capped) == (True, 2)

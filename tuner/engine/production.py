@@ -20,6 +20,7 @@ from tuner.engine.failure import classify, details, release
 from tuner.engine.hooks import Emit, Heartbeat, Phases
 from tuner.engine.journal import Journal
 from tuner.engine.memory import PeakMemory
+from tuner.engine.meter import FIRST_STEPS, buffered_steps
 from tuner.engine.trainer import Trainer
 
 FIXED = ("workload", "options", "ema", "seed")
@@ -136,6 +137,7 @@ class Production:
         measurement = self._journal.record.measurement(
             self._config.effective_batch_size,
             self._memory.read(),
+            most_warmup=FIRST_STEPS + buffered_steps(self._config),
             reference_s=self._reference.seconds,
             phases_s=self._phases.seconds(),
             parameters=trainer.parameter_count,

@@ -58,6 +58,7 @@ class StepRecord:
         memory: MemoryPeak,
         *,
         least_warmup: int = 1,
+        most_warmup: int | None = None,
         telemetry: Telemetry | None = None,
         reference_s: Sequence[float] = (),
         phases_s: dict[str, float] | None = None,
@@ -66,6 +67,8 @@ class StepRecord:
     ) -> Measurement:
         """Warm-up judged and everything thinned to `ENTRIES`. Call `drain` first."""
         cut = judge_warmup(self.step_s, least_warmup)
+        if most_warmup is not None:  # a slow stretch of production is production, not warm-up
+            cut = min(cut, max(least_warmup, most_warmup))
         every = max(1, math.ceil(len(self.step_s) / ENTRIES))
         return Measurement(
             samples_per_step=samples_per_step,
