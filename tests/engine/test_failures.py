@@ -16,6 +16,7 @@ from tuner.contract.errors import WorkloadError
 from tuner.contract.measurement import Outcome
 from tuner.contract.probe import ProbeKind, ProbeLimits
 from tuner.engine.failure import Diverged, LoaderFailed, Unsupported, classify, details, release
+from tuner.engine.limits import memory_cap
 
 
 class BackendCompilerFailed(RuntimeError):
@@ -118,3 +119,15 @@ def test_unknown_options_speak_for_themselves() -> None:
     assert reply.outcome is Outcome.CRASHED
     assert "'widht' is not known" in reply.message
     assert reply.detail == ""
+
+
+def test_a_refused_scratch_of_onednn_is_an_out_of_memory_under_a_cap_and_a_crash_without() -> None:
+    def failing(cap_bytes: int | None) -> Outcome:
+        try:
+            with memory_cap(cap_bytes, torch.device("cpu")):
+                raise RuntimeError("could not execute a primitive")
+        except Exception as error:
+            return classify(error)[0]
+
+    assert failing(1 << 30) is Outcome.OOM_HOST
+    assert failing(None) is Outcome.CRASHED

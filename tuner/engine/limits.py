@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import re
 import resource
 from collections.abc import Iterator
 
@@ -11,6 +12,8 @@ from torch import nn
 
 from tuner.engine.failure import Unsupported
 from tuner.engine.memory import status_bytes
+
+ONEDNN_FAILED = re.compile(r"could not (create|execute) a primitive")
 
 
 @contextlib.contextmanager
@@ -50,6 +53,10 @@ def _data_cap(cap_bytes: int) -> Iterator[None]:
     resource.setrlimit(resource.RLIMIT_DATA, (wanted, hard))
     try:
         yield
+    except RuntimeError as error:
+        if ONEDNN_FAILED.search(str(error)):  # what oneDNN says when its scratch memory is refused
+            raise MemoryError(f"{error}: oneDNN got no memory under the cap of {cap_bytes >> 20} MiB") from error
+        raise
     finally:
         resource.setrlimit(resource.RLIMIT_DATA, (soft, hard))
 
