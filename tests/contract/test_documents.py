@@ -125,3 +125,11 @@ def test_values_that_are_no_data_are_refused() -> None:
 
 def test_a_workload_name_cannot_be_a_path() -> None:
     assert "workload" in refusal(GOOD.replace("latent_cfg", "../evil"))
+
+
+@pytest.mark.parametrize(
+    "text", ["\x85", "a\u2028b", "?a", "- x", "a\rb", " lead", "tail ", "a\n\x85", "#", "off", "3e-4", ""]
+)
+def test_any_text_comes_back_from_yaml(text: str) -> None:
+    data = {"text": text, "list": [text], "map": {"key": text}}
+    assert read_mapping(write_mapping(data), "x.yaml") == data

@@ -57,8 +57,20 @@ def read_mapping(text: str, source: str) -> dict[str, Any]:
 def write_mapping(data: dict[str, Any], comment: str = "") -> str:
     """YAML text that `read_mapping` gives back unchanged; `comment` becomes leading `#` lines."""
     from ruamel.yaml import YAML
+    from ruamel.yaml.representer import SafeRepresenter
 
+    class Representer(SafeRepresenter):
+        """Text with a control character, an odd line break or a sign in front is quoted: written plain, some of it
+        would not come back."""
+
+        def represent_str(self, data: str) -> Any:
+            plain = data.replace("\n", "").isprintable() and (data[:1].isalnum() or data[:1] in "_./(")
+            style = None if plain else '"'
+            return self.represent_scalar("tag:yaml.org,2002:str", data, style=style)
+
+    Representer.add_representer(str, Representer.represent_str)
     dumper = YAML(typ="safe", pure=True)
+    dumper.Representer = Representer
     dumper.default_flow_style = None
     dumper.sort_base_mapping_type_on_output = False  # type: ignore[assignment]
     dumper.width = 110
