@@ -12,6 +12,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import settings
+
+# The everyday suite gives the same verdict on the same code; TUNER_FUZZ=1 looks for new examples.
+settings.register_profile("everyday", derandomize=not os.environ.get("TUNER_FUZZ"))
+settings.load_profile("everyday")
 
 ROOT = Path(__file__).resolve().parent.parent
 

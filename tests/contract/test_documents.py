@@ -8,7 +8,7 @@ import pytest
 
 from tuner.contract.base import parse
 from tuner.contract.config import RunConfig
-from tuner.contract.documents import MAX_BYTES, load_document, read_file, read_mapping
+from tuner.contract.documents import MAX_BYTES, load_document, read_file, read_mapping, write_mapping
 from tuner.contract.errors import ConfigError
 
 GOOD = """
