@@ -84,6 +84,8 @@ class EmaConfig(Frozen):
     """After this many samples the weight of an old parameter value has halved."""
     warmup_ratio: float = Field(default=0.05, ge=0, le=1)
     """Early on the half-life is at most this share of the samples seen, so that the initial weights are forgotten."""
+    evaluate_raw: bool = False
+    """Evaluate the weights as trained too: its metrics stand beside the averaged ones as `raw_NAME`."""
 
 
 class Cadence(Frozen):
@@ -102,6 +104,18 @@ class LossBands(Frozen):
     normal_high: float
     warn_low: float
     warn_high: float
+
+
+class QualityConfig(Frozen):
+    """Which validation metric says how good the model is: its best checkpoint is kept, and the run may end early."""
+
+    metric: str
+    """A name from `evaluate` or `assess`."""
+    higher_is_better: bool = True
+    patience: int = Field(default=0, ge=0)
+    """End the run after this many evaluations in a row without a better one; 0 = never."""
+    min_delta: float = Field(default=0.0, ge=0)
+    """By how much a value must be better to count."""
 
 
 class RunConfig(Frozen):
@@ -125,6 +139,7 @@ class RunConfig(Frozen):
     """Length of the production run in samples."""
     cadence: Cadence = Cadence()
     loss_bands: LossBands | None = None
+    quality: QualityConfig | None = None
     threads: int = Field(default=0, ge=0, le=1024)
     """Intra-op CPU threads; 0 = all cores."""
     seed: int = Field(default=0, ge=0, lt=1 << 31)

@@ -14,7 +14,7 @@ from tuner.contract.base import Frozen, Scalar
 from tuner.contract.config import RunConfig
 from tuner.contract.gpu import DeviceInfo
 from tuner.contract.measurement import Environment, Measurement, Outcome
-from tuner.contract.workload import WorkloadInfo
+from tuner.contract.workload import Trivial, WorkloadInfo
 
 
 class ProbeKind(StrEnum):
@@ -32,6 +32,12 @@ class ProbeKind(StrEnum):
     """Gradient of the first point against the second at the same samples: `relative_l2`."""
     LR = "lr"
     """Loss at equal samples; one process per value and seed."""
+    QUALITY = "quality"
+    """The validation metrics after training on equal samples; one process per point and seed."""
+    PROFILE = "profile"
+    """A few steps under torch.profiler: where the step's time goes; the trace is written to `out_dir`."""
+    INFERENCE = "inference"
+    """Latency and throughput of prediction, no gradients."""
     END_TO_END = "end_to_end"
     """The production loop for a few seconds, in a process of its own. An Optuna trial."""
     TRAIN = "train"
@@ -100,6 +106,8 @@ class ProbeRequest(Frozen):
     """LR probes: how many samples to train on. LOADER: batches to fetch at most."""
     reference: bool = False
     """Interleave the host's reference work with the steps."""
+    out_dir: str = ""
+    """PROFILE: where the trace and the table go."""
     train: TrainPlan | None = None
 
 
@@ -180,6 +188,11 @@ class TrainResult(Frozen):
     elapsed_s: float
     measurement: Measurement
     metrics: dict[str, float] = Field(default_factory=dict)
+    """The last evaluation's figures, and the last assessment's."""
+    trivial: dict[str, Trivial] = Field(default_factory=dict)
+    """Metric -> what it would be without learning."""
+    best: dict[str, float] = Field(default_factory=dict)
+    """Where the configuration names a quality metric: its best `value`, and the `samples` it was reached at."""
 
 
 class Finished(Frozen):

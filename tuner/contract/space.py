@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from pydantic import Field
 
-from tuner.contract.base import Frozen
+from tuner.contract.base import Frozen, Scalar
 from tuner.contract.config import CompileMode, Precision, RunConfig
 from tuner.contract.gpu import DeviceInfo, GpuProfile
 
@@ -52,6 +52,8 @@ class SearchSpace(Frozen):
     num_workers: tuple[int, ...] = ()
     prefetch_factor: tuple[int, ...] = ()
     lr: tuple[float, ...] = Field(default=())
+    options: dict[str, tuple[Scalar, ...]] = Field(default_factory=dict)
+    """Options that change the model itself (width, layers): searched only under a quality constraint."""
 
     def values(self, knob: Knob, baseline: RunConfig) -> tuple[Any, ...]:
         """The knob's values, the baseline's always among them."""

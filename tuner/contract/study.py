@@ -5,7 +5,7 @@ from __future__ import annotations
 from enum import StrEnum
 from typing import Any, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from tuner.contract.base import Frozen, Name, Scalar
 from tuner.contract.config import RunConfig
@@ -68,6 +68,43 @@ class LrSpec(Frozen):
     seeds: int = Field(default=2, ge=1)
 
 
+class Tier(Frozen):
+    """What a guide uses on GPUs with more than `above_gib` of memory; the first tier that fits the target holds."""
+
+    above_gib: float = Field(ge=0)
+    baseline: dict[str, Any] = Field(default_factory=dict)
+    """As `StudyFile.baseline`, put over it."""
+    options: dict[str, Scalar] = Field(default_factory=dict)
+    """The guide's model sizes for this tier."""
+
+
+class Targets(Frozen):
+    """What a guide wants to see; reported beside what was measured, never a gate."""
+
+    gpu_utilisation_min: float | None = Field(default=None, ge=0, le=1)
+    gpu_utilisation_max: float | None = Field(default=None, ge=0, le=1)
+    memory_share_max: float | None = Field(default=None, ge=0, le=1)
+    """Of the target GPU's memory."""
+    data_wait_max: float | None = Field(default=None, ge=0, le=1)
+    """Of a step's time."""
+    speedup_min: float | None = Field(default=None, gt=0)
+    """Gain over the baseline that the guide promises."""
+
+
+class QualityConstraint(Frozen):
+    """The condition under which a study may change the model itself (`space.options`): quality after equal samples must
+    not be worse than the baseline model's by more than `tolerance`, over all seeds."""
+
+    metric: str
+    """A name from the workload's `evaluate`."""
+    higher_is_better: bool = True
+    tolerance: float = Field(default=0.0, ge=0)
+    """Absolute, in the metric's own unit."""
+    samples: int = Field(ge=1)
+    """How long each candidate is trained."""
+    seeds: int = Field(default=2, ge=2)
+
+
 class StudyFile(Frozen):
     """studies/<workload>/study.yaml as written by hand. `baseline` holds only what differs from the workload's own."""
 
@@ -79,8 +116,22 @@ class StudyFile(Frozen):
     measure: MeasureSpec = MeasureSpec()
     gate: GateSpec = GateSpec()
     lr: LrSpec = LrSpec()
+    quality: QualityConstraint | None = None
+    targets: Targets = Targets()
+    tiers: tuple[Tier, ...] = ()
+    """From the largest memory down."""
     presets: dict[str, dict[str, Any]] = Field(default_factory=dict)
     """Preset name -> the same keys again, replacing those above for that preset."""
+
+    @model_validator(mode="after")
+    def _no_silent_change_of_the_model(self) -> StudyFile:
+        if self.space.options and self.quality is None:
+            names = ", ".join(self.space.options)
+            raise ValueError(
+                f"space.options changes the model itself ({names}); name the condition under which that is allowed: "
+                "quality: {metric: ..., tolerance: ..., samples: ...}"
+            )
+        return self
 
 
 class StudySpec(Frozen):
@@ -110,6 +161,8 @@ class StudySpec(Frozen):
     measure: MeasureSpec = MeasureSpec()
     gate: GateSpec = GateSpec()
     lr: LrSpec = LrSpec()
+    quality: QualityConstraint | None = None
+    targets: Targets = Targets()
     seed: int = 0
 
     @property

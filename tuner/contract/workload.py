@@ -60,6 +60,15 @@ class Term:
 Terms = Mapping[str, Term]
 
 
+class Trivial(Frozen):
+    """What a metric would be without learning anything: chance, the mean as prediction, zero fill."""
+
+    value: float
+    text: str
+    """How it comes about: `chance`, `predicting the training mean`."""
+    higher_is_better: bool = True
+
+
 class Progress(Protocol):
     def __call__(self, done: int, total: int, text: str) -> None: ...
 
@@ -120,6 +129,26 @@ class HasSample(Protocol):
     """Optional: write sample pictures or texts of the (EMA) model below `out_dir`; returns the files."""
 
     def sample(self, model: nn.Module, out_dir: Path, seed: int) -> Sequence[Path]: ...
+
+
+class HasAssess(Protocol):
+    """Optional: figures that need generating (class match of samples, nearest training picture). Called where samples
+    are made, and at the end of a run; may write pictures and CSV below `out_dir`. Draws derive from `seed` alone."""
+
+    def assess(self, model: nn.Module, out_dir: Path, seed: int) -> Mapping[str, float]: ...
+
+
+class HasTrivial(Protocol):
+    """Optional: for metrics of `evaluate` and `assess`, by name, what they would be without learning. Called once,
+    after `prepare`; computed from the data, not written down."""
+
+    def trivial(self) -> Mapping[str, Trivial]: ...
+
+
+class HasPredict(Protocol):
+    """Optional: inference on one batch, what `tuner bench` times; without it, the forward pass of `loss` is timed."""
+
+    def predict(self, model: nn.Module, batch: Batch) -> Tensor: ...
 
 
 class HasPreload(Protocol):

@@ -1,0 +1,199 @@
+"""Prepared data, kept: made once under a key of its content, complete or absent; what `tuner cache` lists and clears.
+
+For workload authors. An entry is a folder `CACHE/WORKLOAD/WHAT-KEY`. It is built in a folder beside and moved when all
+of it is on disk, so a process killed at any moment leaves no half an entry; what it was building is removed by the next
+one. Calls are not locked against each other here: the engine calls `prepare` under a lock.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import hashlib
+import json
+import os
+import shutil
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tuner.contract.errors import WorkloadError
+
+ABOUT = "about.json"
+_PARTIAL = ".partial-"
+_SPARE_BYTES = 64 << 20
+"""Left free beside what an entry needs."""
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One complete entry of the cache."""
+
+    folder: Path
+    workload: str
+    what: str
+    key: str
+    about: Mapping[str, Any]
+    """What the key was made of."""
+    size_bytes: int
+    made_at: float
+    """Seconds since 1970."""
+    seconds: float
+    """How long it took to make."""
+
+
+def ensure(
+    cache_dir: Path,
+    workload: str,
+    what: str,
+    about: Mapping[str, Any],
+    make: Callable[[Path], None],
+    *,
+    need_bytes: int = 0,
+) -> Path:
+    """The folder of the entry; `make(folder)` fills an empty one when there is none, or when a file of it is damaged.
+
+    `about` (plain values: digests of the data, options, a version of the code) is hashed to the key: whatever changes
+    the content must be in it. `need_bytes` is an upper estimate of the disk it takes.
+    Raises WorkloadError when the disk is too full or the folder cannot be used, and what `make` raises.
+    """
+    folder = cache_dir / workload / f"{what}-{digest(about)}"
+    if _is_whole(folder):
+        return folder
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        _remove_leftovers(folder.parent)
+        _refuse_full_disk(folder, need_bytes)
+        _build(folder, workload, what, about, make)
+    except OSError as error:
+        raise _unusable(folder, error) from error
+    return folder
+
+
+def digest(about: Mapping[str, Any]) -> str:
+    """Sixteen hex digits naming `about`."""
+    return hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def file_digest(path: Path) -> str:
+    """sha256 of a file's content, read in pieces."""
+    state = hashlib.sha256()
+    with path.open("rb") as file:
+        while piece := file.read(1 << 20):
+            state.update(piece)
+    return state.hexdigest()
+
+
+def entries(cache_dir: Path) -> list[Entry]:
+    """Every complete entry, by workload and what it is; unreadable ones are left out."""
+    found = [_read(path.parent) for path in sorted(cache_dir.glob(f"*/*/{ABOUT}"))]
+    return [entry for entry in found if entry is not None]
+
+
+def remove(entry: Entry) -> None:
+    """Take the entry away at once (renamed first, so that nobody sees half of it). Raises OSError."""
+    doomed = entry.folder.with_name(f"{_PARTIAL}removed-{entry.folder.name}")
+    os.replace(entry.folder, doomed)
+    shutil.rmtree(doomed)
+
+
+def size_of(folder: Path) -> int:
+    """Bytes of all files below `folder`; files that vanish meanwhile count nothing."""
+    total = 0
+    for path in folder.rglob("*"):
+        with contextlib.suppress(OSError):
+            total += path.lstat().st_size if not path.is_dir() else 0
+    return total
+
+
+def _build(folder: Path, workload: str, what: str, about: Mapping[str, Any], make: Callable[[Path], None]) -> None:
+    partial = folder.with_name(f"{_PARTIAL}{folder.name}")
+    partial.mkdir()
+    began = time.monotonic()
+    try:
+        make(partial)
+        files = {str(path.relative_to(partial)): path.stat().st_size for path in _files(partial)}
+        text = json.dumps(
+            {
+                "workload": workload,
+                "what": what,
+                "about": dict(about),
+                "files": files,
+                "made_at": time.time(),
+                "seconds": round(time.monotonic() - began, 2),
+            }
+        )
+        (partial / ABOUT).write_text(text, encoding="utf-8")
+        for path in _files(partial):
+            _sync(path)
+        if folder.exists():  # damaged, or it would not be built again
+            shutil.rmtree(folder)
+        os.replace(partial, folder)
+        _sync(folder.parent)
+    except BaseException:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise
+
+
+def _is_whole(folder: Path) -> bool:
+    """All files are there with the size they had. Their content is for the reader to check."""
+    try:
+        files = json.loads((folder / ABOUT).read_text(encoding="utf-8"))["files"]
+        return all((folder / name).stat().st_size == size for name, size in files.items())
+    except (OSError, ValueError, KeyError, AttributeError, TypeError):
+        return False
+
+
+def _read(folder: Path) -> Entry | None:
+    try:
+        raw = json.loads((folder / ABOUT).read_text(encoding="utf-8"))
+        return Entry(
+            folder=folder,
+            workload=str(raw["workload"]),
+            what=str(raw["what"]),
+            key=folder.name.rpartition("-")[2],
+            about=dict(raw["about"]),
+            size_bytes=size_of(folder),
+            made_at=float(raw["made_at"]),
+            seconds=float(raw["seconds"]),
+        )
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def _files(folder: Path) -> Iterator[Path]:
+    return (path for path in sorted(folder.rglob("*")) if path.is_file())
+
+
+def _remove_leftovers(parent: Path) -> None:
+    for left in parent.glob(f"{_PARTIAL}*"):
+        shutil.rmtree(left, ignore_errors=True)
+
+
+def _refuse_full_disk(folder: Path, need_bytes: int) -> None:
+    free = shutil.disk_usage(folder.parent).free
+    if need_bytes and free < need_bytes + _SPARE_BYTES:
+        raise WorkloadError(
+            f"cache folder {folder.parent}: {folder.name} needs {need_bytes / 2**20:.0f} MiB, but"
+            f" {free / 2**20:.0f} MiB are free; free disk space (`tuner cache`), or set TUNER_CACHE to another disk"
+        )
+
+
+def _unusable(folder: Path, error: OSError) -> WorkloadError:
+    where = error.filename or folder
+    if error.errno == errno.ENOSPC:
+        return WorkloadError(
+            f"{where}: the disk is full; free disk space (`tuner cache`), or set TUNER_CACHE to another disk"
+        )
+    return WorkloadError(f"cache folder: {where}: {error.strerror or error}; mend it, or set TUNER_CACHE to another")
+
+
+def _sync(path: Path) -> None:
+    with contextlib.suppress(OSError):  # some file systems refuse; the rename itself is still atomic
+        handle = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
