@@ -6,9 +6,11 @@ VENV   ?= .venv
 BIN    := $(VENV)/bin
 # Another torch build: make optimize TORCH_INDEX=https://download.pytorch.org/whl/cpu   (or cu126, cu130)
 TORCH_INDEX ?=
-SEGLEARN := seglearn==1.2.5
+# Data packages, for their files alone: what they would pull in (scikit-learn, torchvision) is not needed.
+DATA := seglearn==1.2.5 kanjivg==20260714 jamdict-data==1.5 open_clip_torch==3.3.0
 
-.PHONY: optimize test setup setup-dev check lint types imports pytest test-long gpu-check bench-promise clean help
+.PHONY: optimize test setup setup-dev check lint types imports pytest test-long gpu-check quality naive bench-promise \
+	clean help
 
 help:
 	@sed -n '1,3p' Makefile
@@ -31,7 +33,7 @@ ifneq ($(TORCH_INDEX),)
 	$(BIN)/pip install --disable-pip-version-check --quiet --index-url $(TORCH_INDEX) torch==2.13.0
 endif
 	$(BIN)/pip install --disable-pip-version-check --quiet -c constraints.txt -e '.[postgres]'
-	$(BIN)/pip install --disable-pip-version-check --quiet --no-deps $(SEGLEARN)
+	$(BIN)/pip install --disable-pip-version-check --quiet --no-deps $(DATA)
 	@touch $@
 
 $(VENV)/.dev-installed: $(VENV)/.run-installed
@@ -58,6 +60,12 @@ test-long: setup-dev
 
 gpu-check: setup
 	$(BIN)/python -m benchmarks.gpu --out gpu-check
+
+quality: setup
+	$(BIN)/python -m benchmarks.quality
+
+naive: setup
+	$(BIN)/python -m benchmarks.naive
 
 bench-promise: setup
 	$(BIN)/python -m benchmarks.promise
