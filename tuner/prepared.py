@@ -2,13 +2,14 @@
 
 For workload authors. An entry is a folder `CACHE/WORKLOAD/WHAT-KEY`. It is built in a folder beside and moved when all
 of it is on disk, so a process killed at any moment leaves no half an entry; what it was building is removed by the next
-one. Calls are not locked against each other here: the engine calls `prepare` under a lock.
+one. `ensure` takes no lock of its own: the engine calls `prepare`, and `tuner cache` removes, while holding `locked`.
 """
 
 from __future__ import annotations
 
 import contextlib
 import errno
+import fcntl
 import hashlib
 import json
 import os
@@ -22,14 +23,20 @@ from typing import Any
 from tuner.contract.errors import WorkloadError
 
 ABOUT = "about.json"
-_PARTIAL = ".partial-"
+LOCK = ".prepare.lock"
+PARTIAL = ".partial-"
+"""How the name of a folder begins that is still being built, or being removed."""
+_WAIT_S = 1.0
+"""Between two looks at a lock another process holds."""
 _SPARE_BYTES = 64 << 20
 """Left free beside what an entry needs."""
+_building: set[Path] = set()
+"""What this process is building now: an entry may be made from another one."""
 
 
 @dataclass(frozen=True)
 class Entry:
-    """One complete entry of the cache."""
+    """One entry of the cache."""
 
     folder: Path
     workload: str
@@ -60,7 +67,7 @@ def ensure(
     Raises WorkloadError when the disk is too full or the folder cannot be used, and what `make` raises.
     """
     folder = cache_dir / workload / f"{what}-{digest(about)}"
-    if _is_whole(folder):
+    if is_whole(folder):
         return folder
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
@@ -68,8 +75,25 @@ def ensure(
         _refuse_full_disk(folder, need_bytes)
         _build(folder, workload, what, about, make)
     except OSError as error:
+        if not _is_ours(error, cache_dir):
+            raise
         raise _unusable(folder, error) from error
     return folder
+
+
+@contextlib.contextmanager
+def locked(cache_dir: Path, waiting: Callable[[], None]) -> Iterator[None]:
+    """Alone in the cache, among all processes, until the block or the process ends; `waiting` is called every second
+    in which another one has it. Raises OSError when the folder cannot be written."""
+    with (cache_dir / LOCK).open("w", encoding="utf-8") as lock:
+        while True:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                waiting()
+                time.sleep(_WAIT_S)
+        yield
 
 
 def digest(about: Mapping[str, Any]) -> str:
@@ -87,14 +111,16 @@ def file_digest(path: Path) -> str:
 
 
 def entries(cache_dir: Path) -> list[Entry]:
-    """Every complete entry, by workload and what it is; unreadable ones are left out."""
-    found = [_read(path.parent) for path in sorted(cache_dir.glob(f"*/*/{ABOUT}"))]
+    """Every entry, by workload and what it is; those still being built, and unreadable ones, are left out."""
+    folders = [path.parent for path in sorted(cache_dir.glob(f"*/*/{ABOUT}"))]
+    found = [_read(folder) for folder in folders if not folder.name.startswith(PARTIAL)]
     return [entry for entry in found if entry is not None]
 
 
 def remove(entry: Entry) -> None:
     """Take the entry away at once (renamed first, so that nobody sees half of it). Raises OSError."""
-    doomed = entry.folder.with_name(f"{_PARTIAL}removed-{entry.folder.name}")
+    doomed = entry.folder.with_name(f"{PARTIAL}removed-{entry.folder.name}")
+    shutil.rmtree(doomed, ignore_errors=True)  # left by a removal that was killed
     os.replace(entry.folder, doomed)
     shutil.rmtree(doomed)
 
@@ -109,8 +135,9 @@ def size_of(folder: Path) -> int:
 
 
 def _build(folder: Path, workload: str, what: str, about: Mapping[str, Any], make: Callable[[Path], None]) -> None:
-    partial = folder.with_name(f"{_PARTIAL}{folder.name}")
+    partial = folder.with_name(f"{PARTIAL}{folder.name}")
     partial.mkdir()
+    _building.add(partial)
     began = time.monotonic()
     try:
         make(partial)
@@ -135,10 +162,12 @@ def _build(folder: Path, workload: str, what: str, about: Mapping[str, Any], mak
     except BaseException:
         shutil.rmtree(partial, ignore_errors=True)
         raise
+    finally:
+        _building.discard(partial)
 
 
-def _is_whole(folder: Path) -> bool:
-    """All files are there with the size they had. Their content is for the reader to check."""
+def is_whole(folder: Path) -> bool:
+    """All files of an entry are there with the size they had. Their content is for the reader to check."""
     try:
         files = json.loads((folder / ABOUT).read_text(encoding="utf-8"))["files"]
         return all((folder / name).stat().st_size == size for name, size in files.items())
@@ -168,8 +197,9 @@ def _files(folder: Path) -> Iterator[Path]:
 
 
 def _remove_leftovers(parent: Path) -> None:
-    for left in parent.glob(f"{_PARTIAL}*"):
-        shutil.rmtree(left, ignore_errors=True)
+    for left in parent.glob(f"{PARTIAL}*"):
+        if left not in _building:
+            shutil.rmtree(left, ignore_errors=True)
 
 
 def _refuse_full_disk(folder: Path, need_bytes: int) -> None:
@@ -181,9 +211,17 @@ def _refuse_full_disk(folder: Path, need_bytes: int) -> None:
         )
 
 
+def _is_ours(error: OSError, cache_dir: Path) -> bool:
+    """Is the trouble in the cache? `make` reads other files too, and what is wrong with them is another matter."""
+    if not isinstance(error.filename, str) or error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return True
+    named, cache = Path(error.filename).absolute(), cache_dir.absolute()
+    return named.is_relative_to(cache) or cache.is_relative_to(named)
+
+
 def _unusable(folder: Path, error: OSError) -> WorkloadError:
     where = error.filename or folder
-    if error.errno == errno.ENOSPC:
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return WorkloadError(
             f"{where}: the disk is full; free disk space (`tuner cache`), or set TUNER_CACHE to another disk"
         )

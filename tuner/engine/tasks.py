@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import fcntl
 import os
-import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,20 +13,21 @@ from tuner.contract.base import Scalar
 from tuner.contract.config import RunConfig
 from tuner.contract.errors import WorkloadError
 from tuner.contract.probe import DescribeEvent, ProbeKind, ProbeRequest, ProgressEvent
-from tuner.engine import probes, proofs
+from tuner.engine import inference, probes, profiling, proofs
 from tuner.engine.bench import Bench, failed
 from tuner.engine.device import choose_device, describe, environment
 from tuner.engine.hooks import Emit, Phases
 from tuner.engine.limits import memory_cap
 from tuner.engine.production import train
-
-WAIT_S = 1.0
-"""Between two looks at a lock another process holds."""
+from tuner.prepared import locked
 
 _PROBES: Mapping[ProbeKind, Callable[[Bench], None]] = {
     ProbeKind.LOADER: probes.loader,
     ProbeKind.COMPUTE: probes.compute,
     ProbeKind.LR: probes.lr,
+    ProbeKind.QUALITY: probes.quality,
+    ProbeKind.PROFILE: profiling.profile,
+    ProbeKind.INFERENCE: inference.inference,
     ProbeKind.END_TO_END: probes.end_to_end,
     ProbeKind.TRACE: proofs.trace,
     ProbeKind.EQUIVALENCE: proofs.equivalence,
@@ -108,21 +106,7 @@ def _prepare(workload: Any, emit: Emit) -> None:
 
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        with _locked(folder / ".prepare.lock", lambda: progress(0, 0, "waiting for another process to prepare")):
+        with locked(folder, lambda: progress(0, 0, "waiting for another process to prepare")):
             workload.prepare(folder, progress)
     except OSError as error:
         raise WorkloadError(f"prepare: {error.filename or folder}: {error.strerror or error}") from error
-
-
-@contextmanager
-def _locked(path: Path, waiting: Callable[[], None]) -> Iterator[None]:
-    """An exclusive lock that ends with the process, however it ends."""
-    with path.open("w", encoding="utf-8") as lock:
-        while True:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except BlockingIOError:
-                waiting()
-                time.sleep(WAIT_S)
-        yield
