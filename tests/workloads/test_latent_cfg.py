@@ -1,12 +1,11 @@
-"""latent_cfg: preparing and its cache, the loss, sampling, and what it tells the tuner."""
+"""latent_cfg: the loss, sampling, judging on the default data, and what it tells the tuner."""
 
 from __future__ import annotations
 
+import csv
 import os
-import signal
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -16,24 +15,19 @@ from PIL import Image
 from torch import Tensor, nn
 
 from tuner.contract.base import Scalar, parse_json
-from tuner.contract.config import RunConfig
+from tuner.contract.config import LossBands, QualityConfig, RunConfig
 from tuner.contract.documents import load_document
 from tuner.contract.errors import WorkloadError
 from tuner.contract.study import StudyFile
 from tuner.contract.workload import Batch, Workload
 from tuner.randomness import sample_seeds
+from tuner.search.points import lr_rule
 from tuner.testing import WorkloadContract
 from workloads.latent_cfg.model import Denoiser, alpha_bar, dropped, min_snr_weight, per_sample_loss, sample_latents
 from workloads.latent_cfg.workload import LatentCfg
 
 ROOT = Path(__file__).resolve().parents[2]
 OPTIONS: dict[str, Scalar] = {"vae_steps": 4}
-PREPARE = """
-import sys
-from pathlib import Path
-from workloads.latent_cfg.workload import LatentCfg
-LatentCfg({"vae_steps": 100000}).prepare(Path(sys.argv[1]), lambda *said: print(*said, flush=True))
-"""
 
 
 def quiet(done: int, total: int, text: str) -> None:
@@ -98,78 +92,6 @@ def test_a_second_preparation_finds_everything(job: LatentCfg, cache: Path) -> N
     assert told == []
     assert sorted((file, file.stat().st_mtime_ns) for file in cache.rglob("*")) == before
     assert torch.equal(again.dataset("valid")[3]["latent"], job.dataset("valid")[3]["latent"])
-
-
-def test_a_killed_preparation_leaves_nothing_that_is_believed(tmp_path: Path) -> None:
-    killed = subprocess.Popen(
-        [sys.executable, "-c", PREPARE, str(tmp_path)], cwd=ROOT, stdout=subprocess.PIPE, text=True
-    )
-    assert killed.stdout is not None
-    deadline = time.monotonic() + 100
-    for line in killed.stdout:
-        if line.startswith("2 ") or time.monotonic() > deadline:
-            break
-    os.kill(killed.pid, signal.SIGKILL)
-    assert killed.wait() == -signal.SIGKILL
-    killed.stdout.close()
-    assert list(tmp_path.rglob("*.safetensors")) == []
-
-
-def test_what_is_half_written_or_damaged_is_made_again(cache: Path, job: LatentCfg, tmp_path: Path) -> None:
-    folder = tmp_path / next(cache.glob("latent_cfg-*")).name
-    folder.mkdir()
-    sound = next(cache.glob("latent_cfg-*/latents.safetensors")).read_bytes()
-    (folder / "latents.safetensors").write_bytes(sound[: len(sound) // 2])
-    (folder / ".vae.safetensors.123.partial").write_bytes(sound[:100])
-    told: list[str] = []
-    mended = LatentCfg(OPTIONS)
-    mended.prepare(tmp_path, lambda done, total, text: told.append(text))
-    assert "training VAE" in told
-    assert sorted(file.name for file in folder.iterdir()) == ["latents.safetensors", "vae.safetensors"]
-    wanted = job.dataset("train")[5]["latent"]
-    assert torch.allclose(mended.dataset("train")[5]["latent"], wanted, atol=1e-3)
-
-
-def test_a_trained_codec_survives_a_kill_during_encoding(cache: Path, job: LatentCfg, tmp_path: Path) -> None:
-    folder = tmp_path / next(cache.glob("latent_cfg-*")).name
-    folder.mkdir()
-    (folder / "vae.safetensors").write_bytes(next(cache.glob("*/vae.safetensors")).read_bytes())
-    told: list[str] = []
-    LatentCfg(OPTIONS).prepare(tmp_path, lambda done, total, text: told.append(text))
-    assert "training VAE" not in told
-    assert "encoding latents" in told
-
-
-def test_a_full_disk_is_said_before_any_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    class FullDisk:
-        """Hardware that is not there: a disk with 1 MiB left."""
-
-        free = 1 << 20
-
-    monkeypatch.setattr("shutil.disk_usage", lambda path: FullDisk)
-    with pytest.raises(WorkloadError, match=r"need \d+ MiB, but 1 MiB are free; free disk space or set TUNER_CACHE"):
-        LatentCfg(OPTIONS).prepare(tmp_path, quiet)
-
-
-def test_a_cache_folder_that_is_a_file(tmp_path: Path) -> None:
-    (tmp_path / "cache").write_text("")
-    with pytest.raises(WorkloadError, match="cannot be used: Not a directory"):
-        LatentCfg(OPTIONS).prepare(tmp_path / "cache", quiet)
-
-
-def test_own_pictures_from_folder_to_samples(tmp_path: Path) -> None:
-    for name, colour in (("blue", (20, 30, 200)), ("red", (210, 30, 20))):
-        (tmp_path / "data" / name).mkdir(parents=True)
-        for index in range(5):
-            shade = tuple(part + 4 * index for part in colour)
-            Image.new("RGB", (80, 60), shade).save(tmp_path / "data" / name / f"{index}.png")
-    job = LatentCfg({"data": str(tmp_path / "data"), "vae_steps": 2, "sample_steps": 3})
-    job.prepare(tmp_path / "cache", quiet)
-    assert job.info().train_samples == len(job.dataset("train")) == 8  # type: ignore[arg-type]
-    assert job.model()(torch.zeros(1, 4, 8, 8), torch.zeros(1).long(), torch.tensor([2])).shape == (1, 4, 8, 8)
-    (path,) = job.sample(job.model(), tmp_path / "out", 7)
-    with Image.open(path) as grid:
-        assert grid.size == (5 * 66 - 2 + 16, 2 * 66 - 2)
 
 
 # --- loss -----------------------------------------------------------------------------------------------------------
@@ -298,6 +220,51 @@ def test_the_grid_is_one_picture_and_the_seed_decides_it(job: LatentCfg, tmp_pat
         assert grid.size == (5 * 66 - 2 + 16, 10 * 66 - 2)
 
 
+# --- judging --------------------------------------------------------------------------------------------------------
+
+
+def test_an_untrained_model_is_judged_no_better_than_chance(job: LatentCfg, tmp_path: Path) -> None:
+    """Each sample is compared with all training pictures, and the pictures and tables are written."""
+    quick = LatentCfg({**OPTIONS, "sample_steps": 2})
+    quick._cache, quick._latents = job._cache, job._latents
+    model = seeded_model(job)
+    figures = quick.assess(model, tmp_path, 5)
+    trivial = quick.trivial()
+    assert trivial["class_match"].value == pytest.approx(0.1)
+    assert figures["class_match"] < 0.3
+    assert figures["class_match_real"] > 0.4, "the judge tells people apart on recordings it has not seen"
+    assert figures["memorised_share"] == 0.0
+    assert quick.assess(model, tmp_path / "again", 5) == figures
+    assert {file.name for file in tmp_path.iterdir() if file.is_file()} == {
+        "classes-5.csv",
+        "classes-5.png",
+        "nearest-5.csv",
+        "nearest-5.png",
+    }
+    with (tmp_path / "classes-5.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [row["name"] for row in rows] == [f"person_{number:02d}" for number in range(1, 11)]
+    matched = sum(int(row["matched"]) for row in rows) / sum(int(row["samples"]) for row in rows)
+    assert matched == pytest.approx(figures["class_match"])
+    assert (tmp_path / "nearest-5.csv").read_text().count("\n") == 81
+
+
+def test_the_trivial_loss_is_that_of_predicting_nothing(job: LatentCfg) -> None:
+    """Of a schedule and of latents with deviation 1 alone: the mean weight over all timesteps."""
+    weights = min_snr_weight(alpha_bar(torch.arange(1000)))
+    assert job.trivial()["loss"].value == pytest.approx(float(weights.mean()), rel=0.1)
+    assert not job.trivial()["loss"].higher_is_better
+
+
+def test_prediction_is_one_guided_denoising(job: LatentCfg) -> None:
+    model, batch = seeded_model(job), batch_of(job, torch.arange(4))
+    predicted = job.predict(model, batch)
+    assert predicted.shape == (4, 4, 8, 8)
+    assert not predicted.requires_grad
+    other = job.predict(model, {**batch, "label": (batch["label"] + 1) % 10})
+    assert not torch.equal(predicted, other)
+
+
 class TestContract(WorkloadContract):
     """The suite every workload must pass, in this process and in real workers."""
 
@@ -319,8 +286,12 @@ def test_the_sizes_are_those_of_the_description() -> None:
         full, tiny = Denoiser(48, 32, 10), Denoiser(16, 8, 10)
     assert sum(parameter.numel() for parameter in full.parameters()) == 6_261_556
     assert sum(parameter.numel() for parameter in tiny.parameters()) == 701_204
+    with torch.device("meta"):
+        guides = Denoiser(48, 32, 31)
+    assert sum(parameter.numel() for parameter in guides.parameters()) == 6_265_588, "31 people, as in the guide"
     text = sys.modules[LatentCfg.__module__].__doc__ or ""
     assert "6,261,556" in text
+    assert "6,265,588" in text
     assert "701,204" in text
 
 
@@ -330,7 +301,10 @@ def test_the_baseline_is_the_guides() -> None:
     assert parse_json(RunConfig, baseline.to_json()) == baseline
     assert (baseline.batch_label, baseline.effective_batch_size) == ("8x2", 16)
     assert baseline.horizon_samples == 150_000 * 16
-    assert baseline.cadence.checkpoint_samples == 2_000 * 16
+    assert baseline.cadence.checkpoint_samples == baseline.cadence.sample_samples == 2_000 * 16
+    assert baseline.cadence.log_samples == 1_000 * 16, "the guide's bands are per 1,000 steps"
+    assert baseline.loss_bands == LossBands(normal_low=0.001, normal_high=0.1, warn_low=1e-4, warn_high=1.0)
+    assert baseline.quality == QualityConfig(metric="loss", higher_is_better=False)
     assert baseline.ema is not None
     assert 0.5 ** (16 / baseline.ema.half_life_samples) == pytest.approx(0.9995, rel=1e-6)
     assert "rehearsal" in LatentCfg({}).info().preset_note
@@ -347,6 +321,24 @@ def test_the_study_file_is_valid_and_keeps_the_baseline() -> None:
     assert study.baseline["optimizer"]["lr"] == baseline["optimizer"]["lr"]
 
 
+def test_the_model_size_example_in_the_study_file_holds() -> None:
+    """As a user would: take the comment signs away before `options:` and `quality:`."""
+    text = (ROOT / "studies" / "latent_cfg" / "study.yaml").read_text()
+    assert not load_document(StudyFile, text, "study.yaml").space.options, "the model is never changed silently"
+    shown = text.replace("  # options: {dim", "  options: {dim").replace("# quality: {metric", "quality: {metric")
+    study = load_document(StudyFile, shown, "study.yaml")
+    assert study.space.options == {"dim": (32, 48)}
+    assert study.quality is not None
+    assert study.quality.metric == "loss"
+    for dim in (32, 48):
+        assert LatentCfg({"preset": "full", "dim": dim}).info().baseline.options["dim"] == dim
+
+
+def test_32x1_gets_the_guides_lr() -> None:
+    baseline = LatentCfg({"preset": "full"}).info().baseline.optimizer
+    assert lr_rule(baseline, 2.0) == pytest.approx(1.4e-4, rel=0.02)
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -356,7 +348,7 @@ def test_the_study_file_is_valid_and_keeps_the_baseline() -> None:
         ({"dim": "48"}, "options.dim: must be a whole number from 16 to 512, got '48'"),
         ({"vae_steps": -1}, "options.vae_steps: must be a whole number from 0"),
         ({"guidance": "much"}, "options.guidance: must be a number"),
-        ({"data": 3}, "options.data: must be the path of a folder, got 3"),
+        ({"data": 3}, "options.data: must be the path of a folder or a file, got 3"),
     ],
 )
 def test_bad_options_get_one_clear_line(options: dict[str, str | int], message: str) -> None:
@@ -372,7 +364,7 @@ def test_what_is_imported_for_all_probes_starts_no_thread() -> None:
         "import importlib, pathlib\nfrom workloads.latent_cfg.workload import LatentCfg\n"
         "for name in LatentCfg.preload: importlib.import_module(name)\n"
         "import sys\nprint(len(list(pathlib.Path('/proc/self/task').iterdir())),"
-        " [n for n in ('torchvision', 'transformers', 'optuna', 'sqlalchemy') if n in sys.modules])"
+        " [n for n in ('torchvision', 'optuna', 'sqlalchemy') if n in sys.modules])"
     )
     env = {**os.environ, "OPENBLAS_NUM_THREADS": "1"}
     said = subprocess.run(

@@ -13,16 +13,16 @@ from torch import Tensor
 
 from tuner.contract.errors import WorkloadError
 from workloads.latent_cfg import data
-from workloads.latent_cfg.data import Pictures, open_source, read_watch, spectrogram, split_windows
+from workloads.latent_cfg.data import ClassFolders, Labelled, WatchRecordings, read_watch, spectrogram, split_windows
 from workloads.latent_cfg.workload import LatentCfg
 
 
 @pytest.fixture(scope="module")
-def watch() -> Pictures:
-    return open_source(None).load(64, lambda done, total: None)
+def watch() -> Labelled:
+    return WatchRecordings().load(64, lambda done, total: None)
 
 
-def test_there_are_1550_pictures_of_ten_people(watch: Pictures) -> None:
+def test_there_are_1550_pictures_of_ten_people(watch: Labelled) -> None:
     assert watch.train.shape == (1350, 3, 64, 64)
     assert watch.valid.shape == (200, 3, 64, 64)
     assert set(Counter(watch.train_labels.tolist()).values()) == {135}
@@ -44,7 +44,7 @@ def test_no_recording_serves_both_splits() -> None:
         assert recordings.person[window.recording] == window.person
 
 
-def test_a_person_can_be_told_from_the_pictures(watch: Pictures) -> None:
+def test_a_person_can_be_told_from_the_pictures(watch: Labelled) -> None:
     """Ridge regression on coarse pictures, on recordings it has not seen; chance is 0.1."""
     train, valid = _coarse(watch.train), _coarse(watch.valid)
     centre, spread = train.mean(0), train.std(0) + 1e-3
@@ -78,7 +78,7 @@ def test_a_file_that_is_not_the_known_one_is_never_unpickled(tmp_path: Path, mon
     np.save(package / "data" / "watch_dataset.npy", np.array({"X": []}, dtype=object), allow_pickle=True)
     monkeypatch.syspath_prepend(tmp_path)
     with pytest.raises(WorkloadError, match=r"is not the file of seglearn 1\.2\.5, so it is not opened"):
-        open_source(None).digest()
+        WatchRecordings().digest()
 
 
 def test_without_seglearn_the_message_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -90,7 +90,7 @@ def test_without_seglearn_the_message_says_what_to_install(monkeypatch: pytest.M
 def test_own_class_folders(tmp_path: Path) -> None:
     _folder(tmp_path, {"ID_2": 12, "ID_1": 3})
     (tmp_path / "notes.txt").write_text("no picture")
-    source = open_source(str(tmp_path))
+    source = ClassFolders(tmp_path)
     assert source.classes == ("ID_1", "ID_2")
     assert source.counts == (13, 2)
     pictures = source.load(64, lambda done, total: None)
@@ -103,10 +103,10 @@ def test_own_class_folders(tmp_path: Path) -> None:
 
 def test_changed_pictures_have_another_digest(tmp_path: Path) -> None:
     _folder(tmp_path, {"a": 2, "b": 2})
-    before = open_source(str(tmp_path)).digest()
-    assert open_source(str(tmp_path)).digest() == before
+    before = ClassFolders(tmp_path).digest()
+    assert ClassFolders(tmp_path).digest() == before
     Image.new("RGB", (9, 9)).save(tmp_path / "a" / "0.png")
-    assert open_source(str(tmp_path)).digest() != before
+    assert ClassFolders(tmp_path).digest() != before
 
 
 @pytest.mark.parametrize(
@@ -127,9 +127,9 @@ def test_unusable_folders_get_one_clear_line(tmp_path: Path, classes: dict[str, 
 def test_a_missing_folder_and_a_file_in_its_place(tmp_path: Path) -> None:
     with pytest.raises(WorkloadError, match="nowhere does not exist; expected class folders"):
         LatentCfg({"data": str(tmp_path / "nowhere")})
-    (tmp_path / "file").write_text("")
-    with pytest.raises(WorkloadError, match="is not a folder"):
-        LatentCfg({"data": str(tmp_path / "file")})
+    (tmp_path / "file.zip").write_text("")
+    with pytest.raises(WorkloadError, match=r"file\.zip: .*\.zip is not known; expected"):
+        LatentCfg({"data": str(tmp_path / "file.zip")})
 
 
 @pytest.mark.parametrize("content", [b"", b"no picture at all", None])

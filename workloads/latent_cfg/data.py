@@ -42,8 +42,8 @@ VALID_SHARE = 0.1
 
 
 @dataclass(frozen=True)
-class Pictures:
-    """uint8 pictures [N, 3, size, size] and int64 labels [N]."""
+class Labelled:
+    """Pictures (uint8 [N, 3, size, size]) or latents (float32 [N, 4, s, s]) of both splits, and int64 labels [N]."""
 
     train: Tensor
     train_labels: Tensor
@@ -51,7 +51,7 @@ class Pictures:
     valid_labels: Tensor
 
 
-class Source(Protocol):
+class PictureSource(Protocol):
     """Where pictures come from. `classes` and `counts` are cheap; only `load` reads the data."""
 
     @property
@@ -64,12 +64,7 @@ class Source(Protocol):
 
     def digest(self) -> str: ...
 
-    def load(self, size: int, report: Report) -> Pictures: ...
-
-
-def open_source(path: str | None) -> Source:
-    """The user's folder, or the watch recordings. Raises WorkloadError for a folder that cannot be used."""
-    return WatchRecordings() if path is None else ClassFolders(Path(path))
+    def load(self, size: int, report: Report) -> Labelled: ...
 
 
 # --- the watch recordings -------------------------------------------------------------------------------------------
@@ -92,12 +87,12 @@ class WatchRecordings:
     def digest(self) -> str:
         return hashlib.sha256(_watch_bytes()).hexdigest()
 
-    def load(self, size: int, report: Report) -> Pictures:
+    def load(self, size: int, report: Report) -> Labelled:
         recordings = read_watch()
         gyroscope = [torch.from_numpy(item[:, 3:6].astype(np.float32)) for item in recordings.motion]
         train, valid = split_windows(recordings)
         total = len(train) + len(valid)
-        return Pictures(
+        return Labelled(
             train=_spectrograms(gyroscope, train, size, lambda done: report(done, total)),
             train_labels=torch.tensor([window.person for window in train]),
             valid=_spectrograms(gyroscope, valid, size, lambda done: report(len(train) + done, total)),
@@ -228,7 +223,7 @@ class ClassFolders:
 
     @property
     def counts(self) -> tuple[int, int]:
-        held = sum(_held_out(files) for files in self.files.values())
+        held = sum(held_out(len(files)) for files in self.files.values())
         return sum(len(files) for files in self.files.values()) - held, held
 
     def digest(self) -> str:
@@ -240,7 +235,7 @@ class ClassFolders:
                 state.update(f"{file.parent.name}/{file.name}\0{about.st_size}\0{about.st_mtime_ns}\n".encode())
         return state.hexdigest()
 
-    def load(self, size: int, report: Report) -> Pictures:
+    def load(self, size: int, report: Report) -> Labelled:
         total = sum(self.counts)
         self._refuse_too_many(total, size)
         pictures = torch.empty(total, 3, size, size, dtype=torch.uint8)
@@ -250,10 +245,10 @@ class ClassFolders:
             for position, file in enumerate(files):
                 pictures[len(labels)] = _read_picture(file, size)
                 labels.append(label)
-                held.append(position >= len(files) - _held_out(files))
+                held.append(position >= len(files) - held_out(len(files)))
                 report(len(labels), total)
         number, is_held = torch.tensor(labels), torch.tensor(held)
-        return Pictures(pictures[~is_held], number[~is_held], pictures[is_held], number[is_held])
+        return Labelled(pictures[~is_held], number[~is_held], pictures[is_held], number[is_held])
 
     def _refuse_too_many(self, total: int, size: int) -> None:
         need = 2 * total * 3 * size * size
@@ -289,8 +284,9 @@ def _picture_files(folder: Path) -> list[Path]:
     return sorted(file for file in folder.iterdir() if file.suffix.lower() in SUFFIXES and file.is_file())
 
 
-def _held_out(files: Sequence[Path]) -> int:
-    return max(1, round(len(files) * VALID_SHARE))
+def held_out(count: int) -> int:
+    """How many of a class's `count` pictures are for validation."""
+    return max(1, round(count * VALID_SHARE))
 
 
 def _read_picture(file: Path, size: int) -> Tensor:
