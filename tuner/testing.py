@@ -9,6 +9,7 @@ Run it with pytest. Every test runs the author's real code; two of them in real 
 
 from __future__ import annotations
 
+import hashlib
 import math
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -25,7 +26,8 @@ from tuner.contract.config import RunConfig
 from tuner.contract.measurement import Outcome
 from tuner.contract.probe import PointReply, ProbeKind, ProbeLimits, ProbeRequest
 from tuner.contract.statistics import throughput
-from tuner.contract.workload import SAMPLE_SEED, Term, WorkloadInfo
+from tuner.contract.workload import SAMPLE_SEED, Term, Trivial, WorkloadInfo
+from tuner.engine.loader import valid_batches
 from tuner.probe.runner import SubprocessRunner
 from tuner.randomness import sample_seeds
 
@@ -33,6 +35,10 @@ SAME_GRADIENT = 1e-5
 """Relative L2 distance in fp32 below which two gradients of the same samples count as equal."""
 SAME_SUM = 1e-4
 """Relative difference of a loss term's sum over a batch from that over its halves."""
+VALID_ITEMS, TRAIN_ITEMS = 300, 3000
+"""So many items of each split, evenly spread, are looked at for leakage."""
+VALID_BATCHES = 64
+"""The figures of an untrained model are taken on so many batches at most."""
 
 
 class WorkloadContract:
@@ -53,7 +59,8 @@ class WorkloadContract:
     def runner(cls, cache_dir: Path) -> Iterator[SubprocessRunner]:
         with SubprocessRunner(cache_dir, log_dir=cache_dir / "logs") as runner:
             reply = runner.run(cls._request(ProbeKind.PREPARE, cache_dir))
-            assert not [point.message for point in reply.points if point.outcome is not Outcome.OK]
+            failed = [f"{point.message}\n{point.detail}" for point in reply.points if point.outcome is not Outcome.OK]
+            assert not failed, "\n".join(failed)
             yield runner
 
     @pytest.fixture
@@ -89,6 +96,46 @@ class WorkloadContract:
                 assert isinstance(first[name], Tensor), f"item {index}: {name!r} is no tensor"
                 assert torch.equal(first[name], dataset[index][name]), f"item {index}: {name!r} changes between reads"
                 assert torch.equal(first[name], second[name]), f"item {index}: {name!r} differs between data sets"
+
+    def test_preparing_again_makes_nothing_anew(self, prepared: Any, cache_dir: Path) -> None:
+        """Every process prepares; all but the first must find the data there."""
+        before, again = _files(cache_dir), self._make()
+        if hasattr(again, "prepare"):
+            again.prepare(cache_dir, _silent)
+        changed = sorted(str(path.relative_to(cache_dir)) for path, _ in before ^ _files(cache_dir))
+        assert not changed, f"prepare, called a second time, wrote {', '.join(dict.fromkeys(changed[:3]))} again"
+        for split in ("train", "valid"):
+            first, second = prepared.dataset(split), again.dataset(split)
+            assert len(first) == len(second)
+            for index in _spread(len(first), 5):
+                assert _bytes_of(first[index]) == _bytes_of(second[index]), f"{split} item {index} is another one"
+
+    def test_no_item_is_in_both_splits(self, prepared: Any) -> None:
+        """What is validated on must not have been trained on: no two items agree in the bytes of all their tensors."""
+        train, valid = prepared.dataset("train"), prepared.dataset("valid")
+        known = {_bytes_of(train[index]): index for index in _spread(len(train), TRAIN_ITEMS)}
+        for index in _spread(len(valid), VALID_ITEMS):
+            twin = known.get(_bytes_of(valid[index]))
+            assert twin is None, f"leakage: item {index} of the validation split is item {twin} of the training split"
+
+    def test_evaluation_gives_finite_figures(self, prepared: Any) -> None:
+        figures = self._evaluated(prepared)
+        assert figures, "evaluate gave no figures"
+        for name, value in figures.items():
+            assert isinstance(name, str)
+            assert isinstance(value, int | float), f"evaluate: {name} is {type(value).__name__}, not a number"
+            assert math.isfinite(value), f"evaluate: {name} is {value} for a model that has learned nothing"
+
+    def test_trivial_values_belong_to_figures_that_are_given(self, prepared: Any, tmp_path: Path) -> None:
+        trivial: Mapping[str, Trivial] = prepared.trivial() if hasattr(prepared, "trivial") else {}
+        given = set(self._evaluated(prepared)) | set(self._assessed(prepared, tmp_path))
+        unknown = sorted(trivial.keys() - given)
+        assert not unknown, (
+            f"trivial: {unknown[0]!r} is given by neither evaluate nor assess: {', '.join(sorted(given))}"
+        )
+        for name, value in trivial.items():
+            assert math.isfinite(value.value), f"trivial: {name} is {value.value}"
+            assert value.text, f"trivial: {name} does not say how it comes about"
 
     def test_a_batchs_loss_is_the_sum_of_its_halves(self, prepared: Any) -> None:
         """Terms are sums with weights, and every sample draws its own noise."""
@@ -146,6 +193,26 @@ class WorkloadContract:
         batch: dict[str, Tensor] = collate([dataset[index] for index in indices])
         return {**batch, SAMPLE_SEED: sample_seeds(0, 0, torch.tensor(list(indices)))}
 
+    def _evaluated(self, workload: Any, limit: int = VALID_BATCHES) -> Mapping[str, float]:
+        """The figures of an untrained model on the first batches of the validation split."""
+        model, batches = self._untrained(workload), valid_batches(workload, workload.info().baseline, limit)
+        with torch.no_grad():
+            figures: Mapping[str, float] = workload.evaluate(model, batches)
+        return figures
+
+    def _assessed(self, workload: Any, folder: Path) -> Mapping[str, float]:
+        if not hasattr(workload, "assess"):
+            return {}
+        model = self._untrained(workload)
+        with torch.no_grad():
+            figures: Mapping[str, float] = workload.assess(model, folder, 0)
+        return figures
+
+    def _untrained(self, workload: Any) -> nn.Module:
+        torch.manual_seed(0)
+        model: nn.Module = workload.model()
+        return model.eval()
+
     def _terms(self, workload: Any, model: nn.Module, indices: range) -> Mapping[str, Term]:
         with torch.no_grad():
             terms: Mapping[str, Term] = workload.loss(model, self._batch(workload, indices))
@@ -168,6 +235,27 @@ class WorkloadContract:
         self, runner: SubprocessRunner, cache_dir: Path, kind: ProbeKind, *points: RunConfig, soak: bool = False
     ) -> PointReply:
         return runner.run(self._request(kind, cache_dir, *points, soak=soak)).points[0]
+
+
+def _spread(count: int, most: int) -> list[int]:
+    """At most `most` indices, evenly spread over `count`."""
+    return [index * count // min(count, most) for index in range(min(count, most))]
+
+
+def _bytes_of(item: Mapping[str, Tensor]) -> bytes:
+    """A digest of all tensors of an item: names, types, shapes and content."""
+    state = hashlib.sha256()
+    for name in sorted(item):
+        value = item[name].detach().cpu().contiguous()
+        state.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
+        state.update(value.flatten().view(torch.uint8).numpy().tobytes())
+    return state.digest()
+
+
+def _files(folder: Path) -> set[tuple[Path, int]]:
+    """Every file below `folder` with the time it was written; locks are no data."""
+    files = (path for path in folder.rglob("*") if path.is_file() and path.suffix != ".lock")
+    return {(path, path.stat().st_mtime_ns) for path in files if "logs" not in path.relative_to(folder).parts}
 
 
 def _silent(done: int, total: int, text: str) -> None:

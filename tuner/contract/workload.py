@@ -68,6 +68,10 @@ class Trivial(Frozen):
     """How it comes about: `chance`, `predicting the training mean`."""
     higher_is_better: bool = True
 
+    def beaten_by(self, value: float) -> bool:
+        """Is `value` better than without learning? Never for a value that is no number."""
+        return value > self.value if self.higher_is_better else value < self.value
+
 
 class Progress(Protocol):
     def __call__(self, done: int, total: int, text: str) -> None: ...
@@ -117,6 +121,13 @@ class HasCollate(Protocol):
     """Optional: list of dataset items -> batch (without `sample_seed`, which the loader adds)."""
 
     def collate(self, items: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]: ...
+
+
+class HasLengths(Protocol):
+    """Optional: how long each sample of the split is (tokens, frames), for batches of samples of about equal length:
+    the loader then puts such samples into one optimizer step. None = order them without regard to length."""
+
+    def lengths(self, split: Split) -> Sequence[int] | None: ...
 
 
 class HasCheckpointBlocks(Protocol):

@@ -24,7 +24,7 @@ Answer = tuple[Measurement | None, dict[str, float]]
 
 
 class Bench:
-    """One request at work. Datasets are kept between points; models are not."""
+    """One request at work. A dataset is kept between points of the same options; models are not."""
 
     def __init__(
         self, request: ProbeRequest, make: Callable[[Mapping[str, Scalar]], Any], device: torch.device, emit: Emit
@@ -35,22 +35,27 @@ class Bench:
         self.phases = Phases(emit)
         self.base_bytes = resident_bytes()
         self._make = make
-        self._workloads: dict[str, Any] = {}
-        self._datasets: dict[str, Any] = {}
+        self._key = ""
+        self._workload: Any = None
+        self._dataset: Any = None
 
     def workload(self, config: RunConfig) -> Any:
-        """The workload a point asks for; a point without options takes the request's."""
+        """The workload a point asks for by its own options; a point without options takes the request's.
+
+        Only the last one is kept, and its dataset: what another point held must not count into this one's memory.
+        """
         options = config.options or self.request.options
         key = json.dumps(options, sort_keys=True)
-        if key not in self._workloads:
-            self._workloads[key] = self._make(options)
-        return self._workloads[key]
+        if key != self._key:
+            self._workload = self._dataset = None
+            self._workload, self._key = self._make(options), key
+        return self._workload
 
     def dataset(self, config: RunConfig) -> Any:
-        key = json.dumps(config.options or self.request.options, sort_keys=True)
-        if key not in self._datasets:
-            self._datasets[key] = self.workload(config).dataset("train")
-        return self._datasets[key]
+        workload = self.workload(config)
+        if self._dataset is None:
+            self._dataset = workload.dataset("train")
+        return self._dataset
 
     def peak_memory(self) -> PeakMemory:
         """The peak from now on, above what the imports cost."""

@@ -1,6 +1,7 @@
 """Checkpoints that survive a kill at any instant: written aside, flushed, moved into place; read only if intact.
 
     <directory>/step-000000004096/   tensors.safetensors  state.json  manifest.json (SHA-256 of the other two)
+    <directory>/best/                the same, where a quality metric is named; its manifest says how good it is
 
 The name counts samples. Nothing is pickled.
 """
@@ -13,7 +14,7 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from tuner.engine.tree import put_together, take_apart
 
 FORMAT = 1
 PREFIX = "step-"
+BEST = "best"
 _TENSORS, _STATE, _MANIFEST = "tensors.safetensors", "state.json", "manifest.json"
 
 
@@ -44,19 +46,37 @@ class Checkpointer:
 
     def save(self, state: dict[str, Any]) -> Path:
         """Write `state` (it holds `samples`). Raises CheckpointError; earlier checkpoints then stand as they were."""
-        final = self.directory / f"{PREFIX}{int(state['samples']):012d}"
-        aside = self.directory / f".{final.name}.{os.getpid()}"
+        final = self._save(f"{PREFIX}{int(state['samples']):012d}", state, {})
+        for old in self.all()[self.keep :]:
+            shutil.rmtree(old, ignore_errors=True)
+        return final
+
+    def save_best(self, state: dict[str, Any], about: Mapping[str, Any]) -> Path:
+        """Write `state` as the best one, in place of the last best one; `about` goes into its manifest."""
+        return self._save(BEST, state, about)
+
+    def best(self) -> dict[str, Any] | None:
+        """What was said `about` the best checkpoint; None when there is none, or its files are damaged."""
+        path = self.directory / BEST
+        try:
+            self._put_back()
+            return dict(_intact(path)["about"]) if path.exists() else None
+        except (CheckpointError, OSError, ValueError, KeyError, TypeError):
+            return None
+
+    def _save(self, name: str, state: dict[str, Any], about: Mapping[str, Any]) -> Path:
+        final = self.directory / name
+        aside = self.directory / f".{PREFIX}{name}.{os.getpid()}"
         try:
             self.directory.mkdir(parents=True, exist_ok=True)
+            self._put_back()
             self._sweep()
             aside.mkdir()
-            _write(aside, state)
+            _write(aside, state, about)
             _replace(aside, final)
         except Exception as error:
             shutil.rmtree(aside, ignore_errors=True)
             raise self._explained(error) from error
-        for old in self.all()[self.keep :]:
-            shutil.rmtree(old, ignore_errors=True)
         return final
 
     def all(self) -> list[Path]:
@@ -82,6 +102,12 @@ class Checkpointer:
             )
         return None
 
+    def _put_back(self) -> None:
+        """A kill between the two moves that replace the best checkpoint leaves it under its other name."""
+        final = self.directory / BEST
+        if (old := _moved_out(final)).exists() and not final.exists():
+            os.replace(old, final)
+
     def _sweep(self) -> None:
         """Remove what a killed save left behind."""
         for left in self.directory.glob(f".{PREFIX}*"):
@@ -104,14 +130,7 @@ def load(path: Path) -> dict[str, Any]:
     from safetensors.torch import load_file
 
     try:
-        manifest = json.loads((path / _MANIFEST).read_text(encoding="utf-8"))
-        for name in (_TENSORS, _STATE):
-            if _digest(path / name) != manifest["files"][name]["sha256"]:
-                raise Damaged(f"checkpoint {path.name}: {name} is damaged (its SHA-256 does not match); passed over")
-        if manifest["format"] != FORMAT:
-            raise CheckpointError(
-                f"checkpoint {path.name}: written in format {manifest['format']}, this reads {FORMAT}"
-            )
+        _intact(path)
         plain = json.loads((path / _STATE).read_text(encoding="utf-8"))
         state: dict[str, Any] = put_together(load_file(path / _TENSORS), plain)
     except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
@@ -121,7 +140,18 @@ def load(path: Path) -> dict[str, Any]:
     return state
 
 
-def _write(folder: Path, state: dict[str, Any]) -> None:
+def _intact(path: Path) -> dict[str, Any]:
+    """The manifest of a checkpoint whose files are what it says. Raises CheckpointError, and what reading raises."""
+    manifest: dict[str, Any] = json.loads((path / _MANIFEST).read_text(encoding="utf-8"))
+    for name in (_TENSORS, _STATE):
+        if _digest(path / name) != manifest["files"][name]["sha256"]:
+            raise Damaged(f"checkpoint {path.name}: {name} is damaged (its SHA-256 does not match); passed over")
+    if manifest["format"] != FORMAT:
+        raise CheckpointError(f"checkpoint {path.name}: written in format {manifest['format']}, this reads {FORMAT}")
+    return manifest
+
+
+def _write(folder: Path, state: dict[str, Any], about: Mapping[str, Any]) -> None:
     from safetensors.torch import save_file
 
     tensors, plain = take_apart(state)
@@ -130,7 +160,7 @@ def _write(folder: Path, state: dict[str, Any]) -> None:
     files = {
         name: {"sha256": _digest(folder / name), "bytes": (folder / name).stat().st_size} for name in (_TENSORS, _STATE)
     }
-    manifest = {"format": FORMAT, "samples": int(state["samples"]), "files": files}
+    manifest = {"format": FORMAT, "samples": int(state["samples"]), "files": files, "about": dict(about)}
     (folder / _MANIFEST).write_text(json.dumps(manifest, indent=1), encoding="utf-8")
     for name in (_TENSORS, _STATE, _MANIFEST):
         _flush(folder / name)
@@ -140,7 +170,7 @@ def _write(folder: Path, state: dict[str, Any]) -> None:
 def _replace(aside: Path, final: Path) -> None:
     """Move `aside` into place. One of the same name is moved out first: it may be damaged."""
     if final.exists():
-        old = final.with_name(f".{final.name}.old")
+        old = _moved_out(final)
         shutil.rmtree(old, ignore_errors=True)
         os.replace(final, old)
         os.replace(aside, final)
@@ -148,6 +178,10 @@ def _replace(aside: Path, final: Path) -> None:
     else:
         os.replace(aside, final)
     _flush(final.parent)
+
+
+def _moved_out(final: Path) -> Path:
+    return final.with_name(f".{PREFIX}{final.name}.old")
 
 
 def _flush(path: Path) -> None:

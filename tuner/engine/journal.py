@@ -1,4 +1,4 @@
-"""The log of a production run: TrainEvents, warnings about the loss, and the step record its result is made of."""
+"""The log of a production run: TrainEvents, metrics.csv, and the step record its result is made of."""
 
 from __future__ import annotations
 
@@ -7,14 +7,15 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from tuner.contract.config import Cadence, LossBands
-from tuner.contract.probe import NoticeEvent, TrainEvent
+from tuner.contract.config import Cadence
+from tuner.contract.probe import TrainEvent
+from tuner.engine.advice import Adviser
 from tuner.engine.failure import Diverged
 from tuner.engine.hooks import Emit, Every, Hook
 from tuner.engine.memory import PeakMemory
 from tuner.engine.record import StepRecord
 from tuner.engine.step import TOTAL, StepResult
-from tuner.engine.table import Table
+from tuner.engine.table import SAMPLES, Table, number
 from tuner.engine.trainer import Trainer
 
 NOT_FINITE_STEPS = 3
@@ -23,18 +24,14 @@ SMALLEST_SCALE = 2.0**-14
 """Below this fp16 loss scale every step has been skipped for long."""
 DRAIN_STEPS = 50
 """On a GPU losses are read at least this often, log cadence or not."""
-BAND_PATIENCE = 5
-"""A loss outside its band is told again only after it was back, or after this many further log lines."""
 
 
 class Journal(Hook):
     """Reads losses and times, writes a log line at the log cadence. Raises Diverged from `after_step`."""
 
-    def __init__(
-        self, cadence: Cadence, bands: LossBands | None, out_dir: Path, memory: PeakMemory, emit: Emit
-    ) -> None:
+    def __init__(self, cadence: Cadence, adviser: Adviser, out_dir: Path, memory: PeakMemory, emit: Emit) -> None:
         self._every = Every(cadence.log_samples)
-        self._bands = Bands(bands, emit) if bands is not None else None
+        self._adviser = adviser
         self.table = Table(out_dir / "metrics.csv", emit)
         self._memory = memory
         self._emit = emit
@@ -53,6 +50,8 @@ class Journal(Hook):
         self._record = StepRecord(trainer.clock)
         self._every = Every(self._cadence.log_samples, trainer.samples)
         self.table.forget_after(trainer.samples)
+        rows = self.table.rows()
+        self._adviser.restore([int(row[SAMPLES]) for row in rows], [number(row.get(TOTAL)) for row in rows])
 
     def after_step(self, trainer: Trainer, result: StepResult) -> None:
         record = self.record
@@ -103,43 +102,14 @@ class Journal(Hook):
             peak_bytes=self._memory.gate_bytes(),
         )
         self._emit(line)
-        self.table.add(line)
-        if self._bands is not None:
-            self._bands.judge(line.samples, line.losses.get(TOTAL, math.nan))
+        self.table.add(line.samples, _numbers(line))
+        self._adviser.line(line.samples, line.losses.get(TOTAL, math.nan))
 
 
-class Bands:
-    """Holds the total loss against the guide's bands, and says what the guide advises, without repeating itself."""
-
-    def __init__(self, bands: LossBands, emit: Emit) -> None:
-        self._bands = bands
-        self._emit = emit
-        self._quiet = 0
-
-    def judge(self, samples: int, loss: float) -> None:
-        advice = self._advice(loss)
-        if not advice:
-            self._quiet = 0
-        elif self._quiet == 0:
-            self._quiet = BAND_PATIENCE
-            self._emit(NoticeEvent(level="warning", text=f"at {samples:,} samples {advice}"))
-        else:
-            self._quiet -= 1
-
-    def _advice(self, loss: float) -> str:
-        bands = self._bands
-        normal = f"normal is {bands.normal_low:g} to {bands.normal_high:g}"
-        if loss < bands.warn_low:
-            return (
-                f"the loss is {loss:.3g}, below {bands.warn_low:g} ({normal}): the model probably memorises the data; "
-                "take an earlier checkpoint, or a smaller model"
-            )
-        if loss > bands.warn_high:
-            return (
-                f"the loss is {loss:.3g}, above {bands.warn_high:g} ({normal}): training is in trouble; "
-                "lower the learning rate, or look at the data"
-            )
-        return ""
+def _numbers(line: TrainEvent) -> dict[str, float]:
+    """The columns of metrics.csv."""
+    plain = {"step": line.step, "elapsed_s": line.elapsed_s, "samples_per_s": line.samples_per_s, "lr": line.lr}
+    return {**plain, "data_wait": line.data_wait, **line.losses}
 
 
 def _mean(values: Sequence[float]) -> float:

@@ -26,6 +26,8 @@ from tuner.randomness import sample_seeds
 TensorBatch = dict[str, Tensor]
 Key = tuple[int, int]
 """(epoch, index)"""
+WINDOW_STEPS = 32
+"""Optimizer steps sorted by length together; a power of two."""
 _Item = Mapping[str, Tensor]
 
 
@@ -52,10 +54,63 @@ class SampleOrder:
         return self._kept[epoch]
 
 
+class BucketedOrder:
+    """A sample order in which the samples of one optimizer step have about the same length, so that little is padding.
+
+    Windows of `WINDOW_STEPS` steps of the plain order are sorted by length and cut into steps. Which samples make a
+    step hangs on the effective batch size alone, never on how the step is cut into micro-batches. Any few steps in a
+    row show short and long ones alike (bit-reversed order, turned at random), so a short measurement speaks for a long
+    run; the very first step has the longest samples of its window, so that a lack of memory shows at once.
+    """
+
+    def __init__(self, plain: SampleOrder, lengths: Sequence[int], step_samples: int) -> None:
+        if len(lengths) != plain.size:
+            raise WorkloadError(f"lengths: {len(lengths)} were given for {plain.size} training samples")
+        self.plain = plain
+        self.lengths = lengths
+        self.step = step_samples
+        self._kept: dict[int, list[Key]] = {}
+
+    def key(self, position: int) -> Key:
+        window, place = divmod(position, WINDOW_STEPS * self.step)
+        return self._window(window)[place]
+
+    def _window(self, number: int) -> list[Key]:
+        if number not in self._kept:
+            if len(self._kept) > 1:
+                self._kept.pop(min(self._kept))
+            size = WINDOW_STEPS * self.step
+            keys = [self.plain.key(number * size + place) for place in range(size)]
+            keys.sort(key=lambda key: -self.lengths[key[1]])
+            turn = int(sample_seeds(self.plain.seed, number, torch.tensor([-2]))) % WINDOW_STEPS if number else 0
+            firsts = [(_reversed_bits(place) ^ turn) * self.step for place in range(WINDOW_STEPS)]
+            self._kept[number] = [key for first in firsts for key in keys[first : first + self.step]]
+        return self._kept[number]
+
+
+def _reversed_bits(place: int) -> int:
+    bits = WINDOW_STEPS.bit_length() - 1
+    return int(f"{place:0{bits}b}"[::-1], 2)
+
+
+def sample_order(workload: Any, config: RunConfig, size: int) -> SampleOrder | BucketedOrder:
+    """The order of the training samples; bucketed where the workload names their lengths."""
+    plain = SampleOrder(size, config.seed)
+    lengths = workload.lengths("train") if hasattr(workload, "lengths") else None
+    return plain if lengths is None else BucketedOrder(plain, lengths, config.effective_batch_size)
+
+
 class StreamSampler(Sampler[list[Key]]):
     """Endless micro-batches of keys from `start` on; of each global micro-batch this rank takes its part."""
 
-    def __init__(self, order: SampleOrder, micro_batch_size: int, start: int, rank: int = 0, ranks: int = 1) -> None:
+    def __init__(
+        self,
+        order: SampleOrder | BucketedOrder,
+        micro_batch_size: int,
+        start: int,
+        rank: int = 0,
+        ranks: int = 1,
+    ) -> None:
         self.order = order
         self.micro = micro_batch_size
         self.start = start
@@ -199,7 +254,7 @@ def make_loader(
 ) -> DataLoader[TensorBatch]:
     """The DataLoader of a run. Its generator is its own: iterating it leaves torch's random state alone."""
     data = workload.dataset("train") if dataset is None else dataset
-    order = SampleOrder(len(data), config.seed)
+    order = sample_order(workload, config, len(data))
     settings: dict[str, Any] = {}
     if config.loader.num_workers:
         settings = {
@@ -231,7 +286,7 @@ def first_batches(
 ) -> list[TensorBatch]:
     """`count` micro-batches from `start` on, fetched in this process. Raises LoaderFailed."""
     data = workload.dataset("train") if dataset is None else dataset
-    sampler = StreamSampler(SampleOrder(len(data), config.seed), config.micro_batch_size, start)
+    sampler = StreamSampler(sample_order(workload, config, len(data)), config.micro_batch_size, start)
     keyed, collate = Keyed(data), Collate(workload, config.seed)
     try:
         return [collate(keyed.__getitems__(keys)) for keys, _ in zip(sampler, range(count), strict=False)]

@@ -1,19 +1,23 @@
-"""The probes that run the loop: resident batches, the loader alone, the lr stage, and the whole production loop."""
+"""The probes that run the loop: resident batches, the loader alone, lr and quality at equal samples, production."""
 
 from __future__ import annotations
 
 import math
 import tempfile
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 from tuner.contract.config import RunConfig
 from tuner.contract.measurement import Measurement
 from tuner.contract.probe import ProgressEvent
 from tuner.contract.statistics import half_width, rate_interval, warmup_cut
-from tuner.engine import duties
+from tuner.engine import judging
 from tuner.engine.bench import Answer, Bench
 from tuner.engine.checkpoint import Checkpointer
+from tuner.engine.curves import draw_curves
 from tuner.engine.failure import Diverged
 from tuner.engine.hooks import Heartbeat, Hook
 from tuner.engine.loader import Group, ResidentSource, StreamSource, count_weights, first_batches, to_device
@@ -21,7 +25,6 @@ from tuner.engine.memory import PeakMemory
 from tuner.engine.meter import Meter
 from tuner.engine.record import StepRecord, judge_warmup
 from tuner.engine.step import TOTAL, StepResult
-from tuner.engine.table import draw_curves
 from tuner.engine.telemetry import TelemetrySampler
 from tuner.engine.trainer import Trainer
 
@@ -31,6 +34,8 @@ SOAK_BATCHES = 4
 EXPLOSION = 2.0
 """An lr point whose last losses are this many times its first one has exploded."""
 LOADER_LEAST = 8
+SHORT_SAMPLES = 1024
+"""LR and QUALITY probes that do not say how long train on so many."""
 
 
 def compute(bench: Bench) -> None:
@@ -67,13 +72,15 @@ def _metered(bench: Bench, trainer: Trainer, memory: PeakMemory, *, soak: bool =
 
 
 def _soak(bench: Bench, trainer: Trainer) -> None:
-    """What makes production's peak: evaluation, samples, curves and a checkpoint."""
+    """What makes production's peak: evaluation, samples and their assessment, curves and a checkpoint."""
     with tempfile.TemporaryDirectory(prefix="tuner-soak-") as folder:
         with bench.phases.during("evaluate"):
-            duties.evaluate(trainer, SOAK_BATCHES)
+            judging.evaluate(trainer, SOAK_BATCHES)
         with bench.phases.during("sample"):
-            duties.write_samples(trainer, Path(folder) / "samples")
-            draw_curves([], Path(folder) / "curves.png")
+            judging.write_samples(trainer, Path(folder) / "samples")
+            draw_curves([], [], Path(folder) / "curves.png")
+        with bench.phases.during("assess"), judging.tolerated("the assessment", bench.emit):
+            judging.assess(trainer, Path(folder) / "samples")
         with bench.phases.during("checkpoint"):
             Checkpointer(Path(folder) / "checkpoints").save(trainer.state_dict())
 
@@ -181,30 +188,75 @@ def lr(bench: Bench) -> None:
 
 
 def _lr(bench: Bench, config: RunConfig) -> Answer:
+    with short_training(bench, config) as run:
+        first, final = first_and_final(run.record.losses[TOTAL].tolist())
+        if first > 0 and final > EXPLOSION * first:
+            rate = config.optimizer.lr
+            raise Diverged(f"the loss rose from {first:.3g} to {final:.3g} in {run.samples} samples at lr {rate:g}")
+        return run.measurement(bench), {"first_loss": first, "final_loss": final}
+
+
+def quality(bench: Bench) -> None:
+    """The validation figures after training on equal samples: what a change of the model itself costs or brings."""
+    bench.each_point(lambda config: _quality(bench, config))
+
+
+def _quality(bench: Bench, config: RunConfig) -> Answer:
+    samples = bench.request.samples or SHORT_SAMPLES
+    with short_training(bench, without_slow_average(config, samples)) as run:
+        with bench.phases.during("evaluate"):
+            values = judging.evaluate(run.trainer)
+        if config.quality is not None and config.quality.metric not in values:
+            with bench.phases.during("assess"), tempfile.TemporaryDirectory(prefix="tuner-quality-") as folder:
+                values |= judging.assess(run.trainer, Path(folder))
+        return run.measurement(bench), values
+
+
+def without_slow_average(config: RunConfig, samples: int) -> RunConfig:
+    """`config` for a run of so many samples: no averaged weights where they would be mostly the initial ones still."""
+    if config.ema is None:
+        return config
+    half_life = float(config.ema.half_life_samples)
+    if config.ema.warmup_ratio > 0:
+        half_life = min(half_life, config.ema.warmup_ratio * samples)
+    return config.model_copy(update={"ema": None}) if half_life > samples / 2 else config
+
+
+@dataclass(frozen=True)
+class ShortTraining:
+    """A trainer that has seen the request's samples, and the record of its steps."""
+
+    trainer: Trainer
+    samples: int
+    """As asked for; the last step may have brought some more."""
+    record: StepRecord
+    memory: PeakMemory
+
+    def measurement(self, bench: Bench) -> Measurement:
+        return self.record.measurement(
+            self.trainer.config.effective_batch_size,
+            self.memory.read(),
+            phases_s=bench.phases.seconds(),
+            parameters=self.trainer.parameter_count,
+            flops_per_sample=self.trainer.flops_per_sample,
+        )
+
+
+@contextmanager
+def short_training(bench: Bench, config: RunConfig) -> Iterator[ShortTraining]:
+    """Train from the start on the request's samples; the trainer is closed afterwards. Raises Diverged."""
     memory = bench.peak_memory()
-    samples = bench.request.samples or 1024
+    samples = bench.request.samples or SHORT_SAMPLES
     losses = LossKeeper()
     trainer = Trainer(bench.workload(config), config, device=bench.device, dataset=bench.dataset(config))
-    trainer.hooks = [losses, Heartbeat(bench.emit, samples, "lr")]
+    trainer.hooks = [losses, Heartbeat(bench.emit, samples, bench.request.kind.value)]
     try:
         bench.phases.enter("measure")
         trainer.run(samples)
         assert losses.record is not None
-        measurement = losses.record.measurement(
-            config.effective_batch_size,
-            memory.read(),
-            phases_s=bench.phases.seconds(),
-            parameters=trainer.parameter_count,
-            flops_per_sample=trainer.flops_per_sample,
-        )
-        first, final = first_and_final(losses.record.losses[TOTAL].tolist())
+        yield ShortTraining(trainer, samples, losses.record, memory)
     finally:
         trainer.close()
-    if first > 0 and final > EXPLOSION * first:
-        raise Diverged(
-            f"the loss rose from {first:.3g} to {final:.3g} in {samples} samples at lr {config.optimizer.lr:g}"
-        )
-    return measurement, {"first_loss": first, "final_loss": final}
 
 
 def first_and_final(total: list[float]) -> tuple[float, float]:

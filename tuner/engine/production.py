@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,14 +14,19 @@ from tuner.contract.config import RunConfig
 from tuner.contract.errors import ConfigError, TunerError
 from tuner.contract.measurement import Outcome
 from tuner.contract.probe import NoticeEvent, PointReply, ProbeRequest, TrainPlan, TrainResult
+from tuner.contract.workload import Trivial
 from tuner.engine import duties
+from tuner.engine.advice import Adviser
+from tuner.engine.best import BestKeeper
 from tuner.engine.checkpoint import Checkpointer, CheckpointError
 from tuner.engine.device import environment
 from tuner.engine.failure import classify, details, release
 from tuner.engine.hooks import Emit, Heartbeat, Phases
 from tuner.engine.journal import Journal
+from tuner.engine.judging import Evaluator, Pictures, sum_up, trivial_figures
 from tuner.engine.memory import PeakMemory
 from tuner.engine.meter import FIRST_STEPS, buffered_steps
+from tuner.engine.scores import Origin, Scores
 from tuner.engine.trainer import Trainer
 
 FIXED = ("workload", "options", "ema", "seed")
@@ -65,11 +71,15 @@ class Production:
         self._began = time.monotonic()
         self._checkpointer = Checkpointer(self._out / "checkpoints", plan.keep)
         self._memory = PeakMemory(device)
-        self._journal = Journal(config.cadence, config.loss_bands, self._out, self._memory, emit)
+        self._adviser = Adviser(config.horizon_samples, config.optimizer.lr, config.loss_bands, emit)
+        self._adviser.earlier = self._earlier
+        self._journal = Journal(config.cadence, self._adviser, self._out, self._memory, emit)
         self._keeper = duties.Keeper(
             self._checkpointer, config.cadence, self._journal, phases, emit, {"config": config.to_json()}
         )
-        self._evaluator = duties.Evaluator(config.cadence, self._out, phases, emit)
+        self._scores = Scores(self._out, emit)
+        self._best = self._best_keeper()
+        self._trivial: dict[str, Trivial] = {}
         self._reference = duties.ReferenceWork(plan.reference_every_s)
         self._stop = duties.StopFlag()
         self._trainer: Trainer | None = None
@@ -80,11 +90,14 @@ class Production:
         with self._stop:
             self._phases.enter("build")
             self._out.mkdir(parents=True, exist_ok=True)
+            self._trivial = trivial_figures(self._workload, self._device, self._phases, self._emit)
             trainer = self._build()
             self._resume(trainer)
+            self._scores.restore(trainer.samples)
             goal = self.goal
             self._phases.enter("measure")
             trainer.run(goal)
+            sum_up(self._scores, self._trivial, self._out, self._emit)
             return self._result(trainer, goal)
 
     @property
@@ -92,7 +105,8 @@ class Production:
         return min(self._config.horizon_samples, self._plan.max_samples or self._config.horizon_samples)
 
     def _build(self) -> Trainer:
-        pictures = duties.Pictures(self._config.cadence, self._out, self._journal, self._phases, self._emit)
+        cadence, phases, emit = self._config.cadence, self._phases, self._emit
+        self._scores.judges = [self, *([self._best] if self._best is not None else [])]
         hooks = [
             self._journal,
             Heartbeat(self._emit, self.goal, "training"),
@@ -100,12 +114,42 @@ class Production:
             duties.Deadline(self._plan.max_seconds),
             self._keeper,
             self._reference,
-            self._evaluator,
-            pictures,
+            *([self._best] if self._best is not None else []),
+            Evaluator(cadence, self._scores, phases, emit),
+            Pictures(
+                cadence,
+                self._out,
+                self._journal.table,
+                self._scores,
+                self._trivial,
+                phases,
+                emit,
+                hurried=lambda: bool(self._stop.name),
+            ),
         ]
         trainer = Trainer(self._workload, self._config, device=self._device, hooks=hooks)
         self._trainer = trainer
         return trainer
+
+    def _best_keeper(self) -> BestKeeper | None:
+        if self._config.quality is None:
+            return None
+        return BestKeeper(self._config, self._scores, self._checkpointer, self._keeper.save_best, self._emit)
+
+    def _earlier(self) -> str:
+        """The checkpoint that advice may name."""
+        best = self._best.kept if self._best is not None else ""
+        kept = self._checkpointer.all()
+        return best or (f"checkpoints/{kept[-1].name}" if kept else "")
+
+    def see(self, trainer: Trainer, origin: Origin, found: Mapping[str, float]) -> None:  # noqa: ARG002
+        """New validation figures: hold the guide's advice against them."""
+        quality = self._config.quality
+        known = {name: figure.higher_is_better for name, figure in self._trivial.items()}
+        directions = {quality.metric: quality.higher_is_better} if quality is not None else known
+        named = {name: higher for name, higher in directions.items() if name in found}
+        if named:
+            self._adviser.figures(self._scores.history, named)
 
     def _resume(self, trainer: Trainer) -> None:
         state = self._checkpointer.latest(lambda text: self._emit(NoticeEvent(level="warning", text=text)))
@@ -132,7 +176,8 @@ class Production:
             self._emit(NoticeEvent(level="warning", text=text))
 
     def _result(self, trainer: Trainer, goal: int) -> TrainResult:
-        finished = trainer.samples >= goal
+        early = self._best is not None and bool(self._best.ended) and trainer.stop_reason == self._best.ended
+        finished = early or trainer.samples >= goal
         done = "the horizon" if goal == self._config.horizon_samples else "--max-samples"
         measurement = self._journal.record.measurement(
             self._config.effective_batch_size,
@@ -147,11 +192,13 @@ class Production:
             samples=trainer.samples,
             step=trainer.steps,
             finished=finished,
-            reason=f"reached {done}" if finished else trainer.stop_reason or "stopped",
+            reason=f"reached {done}" if trainer.samples >= goal else trainer.stop_reason or "stopped",
             resumed_from=self._resumed_from,
             elapsed_s=time.monotonic() - self._began,
             measurement=measurement,
-            metrics=self._evaluator.metrics,
+            metrics=self._scores.metrics,
+            trivial=self._trivial,
+            best=self._best.best if self._best is not None else {},
         )
 
     def rescue(self, error: Exception, outcome: Outcome) -> str:

@@ -6,7 +6,7 @@ gradient even where micro-batches weigh differently (ragged tokens).
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
@@ -20,6 +20,14 @@ from tuner.engine.loader import Group, TensorBatch, batch_size, to_device
 from tuner.engine.precision import Arithmetic
 
 TOTAL = "total"
+Span = Callable[[str], AbstractContextManager[Any]]
+"""Name of a part of the step -> a context held around it."""
+_NOTHING = nullcontext()
+
+
+def no_span(name: str) -> AbstractContextManager[Any]:  # noqa: ARG001
+    """The span of a run that nobody profiles: one object for all, made once."""
+    return _NOTHING
 
 
 @dataclass
@@ -47,6 +55,8 @@ class GradientMaker:
         """True when outputs live in CUDA graphs, which must be told where an iteration begins."""
         self.trusting = False
         """True once the loss was seen to say what the loop assumes (or cannot be asked, on fake tensors)."""
+        self.span: Span = no_span
+        """Held around the parts `transfer`, `forward` and `backward`."""
 
     def __call__(self, group: Group, first_context: AbstractContextManager[Any] | None = None) -> dict[str, Tensor]:
         """Accumulate the group's gradient; returns the losses. `first_context` is held during the first micro-batch."""
@@ -63,8 +73,9 @@ class GradientMaker:
     ) -> None:
         if self.marks_steps:
             torch.compiler.cudagraph_mark_step_begin()
-        moved = to_device(batch, self.arithmetic.device, channels_last=self.channels_last)
-        with self.arithmetic.autocast():
+        with self.span("transfer"):
+            moved = to_device(batch, self.arithmetic.device, channels_last=self.channels_last)
+        with self.span("forward"), self.arithmetic.autocast():
             terms = self.workload.loss(self.model, moved)
         if not self.trusting:
             self._check(terms, moved)
@@ -77,7 +88,8 @@ class GradientMaker:
         assert isinstance(total, Tensor)
         _add(losses, TOTAL, total)
         scaler = self.arithmetic.scaler
-        (total if scaler is None else scaler.scale(total)).backward()
+        with self.span("backward"):
+            (total if scaler is None else scaler.scale(total)).backward()
 
     def _check(self, terms: Mapping[str, Term], batch: TensorBatch) -> None:
         """Once: does the loss say what the loop assumes? Raises WorkloadError."""

@@ -1,7 +1,11 @@
-"""metrics.csv and curves.png of a production run."""
+"""CSV tables of a production run, a row per moment, the first column `samples`: metrics, evaluations, assessments.
+
+Columns may come later; a resumed run drops the rows it will write again.
+"""
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import io
 import math
@@ -9,45 +13,58 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-from tuner.contract.probe import NoticeEvent, TrainEvent
+from tuner.contract.probe import NoticeEvent
 from tuner.engine.hooks import Emit
-from tuner.engine.step import TOTAL
+
+SAMPLES = "samples"
+Row = Mapping[str, str]
 
 
 class Table:
-    """metrics.csv: one row per log line. A resumed run drops the rows it will write again."""
+    """One file. What cannot be written is told once and never ends the run."""
 
     def __init__(self, path: Path, emit: Emit) -> None:
         self.path = path
         self._emit = emit
         self._broken = False
+        self._columns: list[str] | None = None
+        """Those of the file; None = not read yet."""
 
     def rows(self) -> list[dict[str, str]]:
+        """Every whole row; what a killed writer left of its last one is passed over."""
         try:
-            with self.path.open(newline="", encoding="utf-8") as source:
-                return [row for row in csv.DictReader(source) if (row.get("samples") or "").isdigit()]
-        except OSError:
+            text = self.path.read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError):
             return []
+        whole = text[: text.rfind("\n") + 1]
+        rows = list(csv.DictReader(io.StringIO(whole)))
+        return [row for row in rows if (row.get(SAMPLES) or "").isdigit() and None not in row.values()]
 
     def forget_after(self, samples: int) -> None:
-        rows = self.rows()
-        kept = [row for row in rows if int(row["samples"]) <= samples and None not in row.values()]
-        if len(kept) == len(rows):
+        """Keep the rows up to `samples` alone."""
+        if self.path.exists():
+            self._guarded(lambda: self._rewrite([row for row in self.rows() if int(row[SAMPLES]) <= samples]))
+
+    def add(self, samples: int, numbers: Mapping[str, float]) -> None:
+        row = {SAMPLES: str(samples)} | {name: f"{value:.9g}" for name, value in numbers.items()}
+        self._guarded(lambda: self._add(row))
+
+    def _add(self, row: Row) -> None:
+        if self._columns is None:
+            self._columns = _columns(self.rows())
+        if not self._columns or not row.keys() <= set(self._columns):
+            self._rewrite([*self.rows(), row])
             return
-        self._guarded(lambda: _rewrite(self.path, kept))
-
-    def add(self, line: TrainEvent) -> None:
-        numbers = {"elapsed_s": line.elapsed_s, "samples_per_s": line.samples_per_s, "lr": line.lr}
-        numbers |= {"data_wait": line.data_wait, **line.losses}
-        row = {"samples": str(line.samples), "step": str(line.step)}
-        row |= {name: f"{value:.9g}" for name, value in numbers.items()}
-        self._guarded(lambda: self._append(row))
-
-    def _append(self, row: Mapping[str, str]) -> None:
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        fresh = not self.path.exists() or self.path.stat().st_size == 0
         with self.path.open("a", encoding="utf-8") as target:
-            target.write(_as_csv([row], header=fresh))
+            target.write(_as_csv([row], self._columns, header=False))
+
+    def _rewrite(self, rows: Sequence[Row]) -> None:
+        columns = _columns(rows)
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        aside = self.path.with_name(f".{self.path.name}.part")
+        aside.write_text(_as_csv(rows, columns, header=True) if rows else "", encoding="utf-8")
+        os.replace(aside, self.path)
+        self._columns = columns
 
     def _guarded(self, write: Callable[[], None]) -> None:
         """A full disk must not end the run: the log is told once that its file has stopped."""
@@ -59,49 +76,21 @@ class Table:
             self._broken = True
 
 
-def _rewrite(path: Path, rows: Sequence[Mapping[str, str]]) -> None:
-    aside = path.with_suffix(".csv.part")
-    aside.write_text(_as_csv(rows, header=True) if rows else "", encoding="utf-8")
-    os.replace(aside, path)
+def _columns(rows: Sequence[Row]) -> list[str]:
+    return list(dict.fromkeys(name for row in rows for name in row))
 
 
-def _as_csv(rows: Sequence[Mapping[str, str]], *, header: bool) -> str:
+def _as_csv(rows: Sequence[Row], columns: Sequence[str], *, header: bool) -> str:
     out = io.StringIO()
-    writer = csv.DictWriter(out, fieldnames=list(rows[0]), lineterminator="\n", extrasaction="ignore")
+    writer = csv.DictWriter(out, fieldnames=columns, restval="", lineterminator="\n")
     if header:
         writer.writeheader()
     writer.writerows(rows)
     return out.getvalue()
 
 
-def draw_curves(rows: Sequence[Mapping[str, str]], path: Path) -> None:
-    """Every loss term and the throughput over samples, as a PNG."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(9, 6), layout="constrained")
-    FigureCanvasAgg(figure)
-    above, below = figure.subplots(2, 1, sharex=True)
-    plain = {"samples", "step", "elapsed_s", "samples_per_s", "lr", "data_wait"}
-    samples = [int(row["samples"]) for row in rows]
-    for name in [name for name in (rows[0] if rows else {}) if name not in plain]:
-        above.plot(samples, [_number(row[name]) for row in rows], label=name, linewidth=2.0 if name == TOTAL else 1.0)
-    below.plot(samples, [_number(row["samples_per_s"]) for row in rows])
-    above.set_ylabel("loss")
-    if rows:
-        above.legend(loc="upper right")
-    below.set_ylabel("samples / s")
-    below.set_xlabel("samples")
-    for axes in (above, below):
-        axes.grid(visible=True, alpha=0.3)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_name(f".{path.name}.part")
-    figure.savefig(aside, format="png", dpi=110)
-    os.replace(aside, path)
-
-
-def _number(text: str | None) -> float:
-    try:
+def number(text: str | None) -> float:
+    """A cell as a number; NaN for an empty or broken one."""
+    with contextlib.suppress(ValueError):
         return float(text or "nan")
-    except ValueError:
-        return math.nan
+    return math.nan

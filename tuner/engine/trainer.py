@@ -23,7 +23,7 @@ from tuner.engine.hooks import Hook
 from tuner.engine.loader import Source, StreamSource
 from tuner.engine.optim import build_optimizer, lr_factor, match_layout, set_lr, trained_parameters, with_settings_of
 from tuner.engine.precision import Arithmetic
-from tuner.engine.step import GradientMaker, StepResult, update
+from tuner.engine.step import GradientMaker, Span, StepResult, no_span, update
 
 
 class Trainer:
@@ -67,6 +67,7 @@ class Trainer:
         self.parameters = trained_parameters(self.optimizer)
         self._gradients = GradientMaker(workload, self.model, self.arithmetic, channels_last=config.channels_last)
         self._keep_gradients = False
+        self._span: Span = no_span
         self._speed_up()
 
     def _build_model(self) -> nn.Module:
@@ -113,15 +114,18 @@ class Trainer:
     def step(self) -> StepResult:
         """One optimizer update. Raises what the workload raises, and LoaderFailed."""
         self.clock.begin()
-        group = self.source.next_group()
+        with self._span("data_wait"):
+            group = self.source.next_group()
         count = FlopCount() if self._counts_flops() else None
         losses = self._gradients(group, count)
         lr = self._schedule(group.samples)
         self.updating = True
-        norm = update(self.optimizer, self.parameters, self.arithmetic, self.config.max_grad_norm)
-        self.optimizer.zero_grad(set_to_none=not self._keep_gradients)
+        with self._span("optimizer"):
+            norm = update(self.optimizer, self.parameters, self.arithmetic, self.config.max_grad_norm)
+            self.optimizer.zero_grad(set_to_none=not self._keep_gradients)
         if self.ema is not None:
-            self.ema.update(self.samples + group.samples, group.samples)
+            with self._span("ema"):
+                self.ema.update(self.samples + group.samples, group.samples)
         self.samples += group.samples
         self.steps += 1
         self.updating = False
@@ -129,6 +133,11 @@ class Trainer:
         if count is not None:
             self.flops_per_sample = count.total / self.config.micro_batch_size or None
         return StepResult(group.samples, losses, norm, lr, group.wait_s)
+
+    def annotate(self, span: Span) -> None:
+        """Hold `span(name)` around the parts of every step from now on: data_wait, transfer, forward, backward,
+        optimizer, ema. `no_span` ends it."""
+        self._span = self._gradients.span = span
 
     def gradients(self) -> dict[str, torch.Tensor]:
         """Gradient of the next group, without an update: what the equivalence probe compares."""

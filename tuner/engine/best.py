@@ -1,0 +1,150 @@
+"""Follows the quality metric: keeps the best checkpoint beside the last ones, and ends a run that gets no better.
+
+Patience is counted on the figures of the run's whole course, so a resumed run goes on counting; what is the best
+checkpoint says its own manifest, so one that is better is never overwritten by a part of the run that is done again.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from tuner.contract.config import QualityConfig, RunConfig
+from tuner.contract.errors import ConfigError
+from tuner.contract.probe import NoticeEvent
+from tuner.engine.checkpoint import Checkpointer, CheckpointError
+from tuner.engine.hooks import Emit, Hook
+from tuner.engine.scores import RAW, Origin, Scores, is_better
+from tuner.engine.step import StepResult
+from tuner.engine.trainer import Trainer
+
+
+@dataclass
+class Course:
+    """The best value of a metric so far, and how many values have come since without a better one."""
+
+    quality: QualityConfig
+    value: float = math.nan
+    samples: int = 0
+    waited: int = field(default=0)
+
+    def take(self, samples: int, value: float) -> bool:
+        """True when `value` is the best so far."""
+        if is_better(value, self.value, higher=self.quality.higher_is_better, by=self.quality.min_delta):
+            self.value, self.samples, self.waited = value, samples, 0
+            return True
+        self.waited += 1
+        return False
+
+    @property
+    def exhausted(self) -> bool:
+        return 0 < self.quality.patience <= self.waited
+
+    def __str__(self) -> str:
+        if not math.isfinite(self.value):
+            return f"{self.quality.metric} was never a finite number in {self.waited} evaluations"
+        return (
+            f"{self.quality.metric} has not been better than {self.value:.4g} (at {self.samples:,} samples) "
+            f"in {self.waited} evaluations"
+        )
+
+
+class BestKeeper(Hook):
+    """Judges every new figure of the quality metric. Raises ConfigError for a metric that nobody gives."""
+
+    def __init__(
+        self, config: RunConfig, scores: Scores, checkpointer: Checkpointer, save: Callable[..., bool], emit: Emit
+    ) -> None:
+        assert config.quality is not None
+        self._quality = config.quality
+        self._run = _run_digest(config)
+        self._scores = scores
+        self._checkpointer = checkpointer
+        self._save = save
+        self._emit = emit
+        self._course = Course(config.quality)
+        self._about: dict[str, Any] | None = None
+        self._expected: set[Origin] = set()
+        self.ended = ""
+        """Why the run was ended early; empty when it was not."""
+
+    @property
+    def best(self) -> dict[str, float]:
+        """`value` and `samples` of the best checkpoint; empty when there is none."""
+        return {} if self._about is None else {name: self._about[name] for name in ("value", "samples")}
+
+    @property
+    def kept(self) -> str:
+        """The best checkpoint in words, for advice; empty when there is none."""
+        if self._about is None:
+            return ""
+        return f"checkpoints/best ({self._quality.metric} {self._about['value']:.4g} at {self._about['samples']:,})"
+
+    def on_start(self, trainer: Trainer) -> None:
+        self._expected = _origins(trainer)
+        if not self._expected:
+            raise ConfigError(
+                f"quality.metric: {self._quality.metric!r} would never be measured: cadence.evaluate_samples and "
+                "sample_samples are 0; set one of them"
+            )
+        about = self._checkpointer.best()
+        if about is not None and (about["run"], about["metric"]) == (self._run, self._quality.metric):
+            self._about = about
+        for samples, value in self._scores.history.get(self._quality.metric, ()):
+            self._course.take(samples, value)
+        self._stop_if_exhausted(trainer)
+
+    def after_step(self, trainer: Trainer, result: StepResult) -> None:
+        """Nothing: figures come through `see`."""
+
+    def see(self, trainer: Trainer, origin: Origin, found: Mapping[str, float]) -> None:
+        metric = self._quality.metric
+        if metric not in found:
+            self._miss(origin)
+            return
+        if self._course.take(trainer.samples, found[metric]) and self._beats_the_kept(found[metric]):
+            self._keep(trainer, found[metric])
+        self._stop_if_exhausted(trainer)
+
+    def _miss(self, origin: Origin) -> None:
+        self._expected.discard(origin)
+        if not self._expected and self._quality.metric not in self._scores.history:
+            known = ", ".join(sorted(name for name in self._scores.history if not name.startswith(RAW)))
+            raise ConfigError(
+                f"quality.metric: {self._quality.metric!r} is not among this workload's figures; known: {known}"
+            )
+
+    def _beats_the_kept(self, value: float) -> bool:
+        higher = self._quality.higher_is_better
+        return self._about is None or is_better(value, float(self._about["value"]), higher=higher)
+
+    def _keep(self, trainer: Trainer, value: float) -> None:
+        about = {"metric": self._quality.metric, "value": value, "samples": trainer.samples, "run": self._run}
+        try:
+            if self._save(trainer, about):
+                self._about = about
+        except CheckpointError as error:
+            self._emit(NoticeEvent(level="warning", text=f"{error}; the best one is not kept, the run goes on"))
+
+    def _stop_if_exhausted(self, trainer: Trainer) -> None:
+        if self._course.exhausted and trainer.stop_reason is None:
+            self.ended = f"ended early: {self._course}"
+            trainer.stop(self.ended)
+
+
+def _origins(trainer: Trainer) -> set[Origin]:
+    """Where figures will come from in this run."""
+    cadence = trainer.config.cadence
+    found = {Origin.EVALUATE} if cadence.evaluate_samples else set()
+    generates = cadence.sample_samples or cadence.evaluate_samples
+    return found | ({Origin.ASSESS} if generates and hasattr(trainer.workload, "assess") else set())
+
+
+def _run_digest(config: RunConfig) -> str:
+    """Names what a run may not change while it lasts: a best checkpoint of another run is not taken for ours."""
+    plain = config.model_dump(mode="json", include={"workload", "options", "ema", "seed"})
+    return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()[:12]
