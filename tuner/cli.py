@@ -117,10 +117,19 @@ def optimize(
 @app.command(
     epilog="Examples:\n\n"
     "    tuner train --config studies/latent_cfg/best.p100.yaml\n\n"
-    "    tuner train --config best.yaml --max-hours 8 --out runs/night"
+    "    tuner train --config best.yaml --max-hours 8 --out runs/night\n\n"
+    "    tuner train --workload gpt2 --preset tiny --max-minutes 5"
 )
 def train(
-    config: Annotated[Path, typer.Option("--config", "-c", help="best.GPU.yaml, or a bare run configuration.")],
+    config: Annotated[
+        Path | None, typer.Option("--config", "-c", help="best.GPU.yaml, or a bare run configuration.")
+    ] = None,
+    workload: Annotated[
+        str | None, typer.Option("--workload", "-w", help="Instead of --config: train this workload's baseline.")
+    ] = None,
+    preset: Preset = None,
+    data: Data = None,
+    option: Options = None,
     out: Annotated[
         Path | None,
         typer.Option(help="Run folder; an existing one is resumed.", show_default="runs/WORKLOAD-DIGEST"),
@@ -129,6 +138,7 @@ def train(
         int | None, typer.Option(min=1, help="End with a checkpoint after this many samples.")
     ] = None,
     max_hours: Annotated[float | None, typer.Option(min=0.0, help="End with a checkpoint after this time.")] = None,
+    max_minutes: Annotated[float | None, typer.Option(min=0.0, help="The same in minutes.")] = None,
     storage: Storage = None,
     allow_code: Annotated[
         bool, typer.Option("--allow-code", help="Let the file name code as `module:Class`; it is imported and run.")
@@ -142,9 +152,11 @@ def train(
     command.run(
         command.TrainWords(
             config=config,
+            job=command.job_words(workload, preset, data, tuple(option or ()), isolation),
             out=out,
             max_samples=max_samples,
             max_hours=max_hours,
+            max_minutes=max_minutes,
             storage=storage,
             allow_code=allow_code,
             isolation=isolation,
@@ -157,11 +169,21 @@ def train(
     epilog="Examples:\n\n"
     "    tuner probe -w latent_cfg --set micro_batch_size=16 --set channels_last=true\n\n"
     "    tuner probe -w latent_cfg --kind equivalence\n\n"
+    "    tuner probe -w gpt2 --profile\n\n"
     "    tuner probe -w latent_cfg --set micro_batch_size=16 --memory-cap 100MiB"
 )
 def probe(
     workload: Workload,
-    kind: Annotated[str, typer.Option(help="end_to_end, compute, loader, equivalence, trace or lr.")] = "end_to_end",
+    kind: Annotated[
+        str | None,
+        typer.Option(help="end_to_end, compute, loader, equivalence, trace, lr or profile.", show_default="end_to_end"),
+    ] = None,
+    profile: Annotated[
+        bool, typer.Option("--profile", help="Where a step's time goes: a table, and a trace to open.")
+    ] = False,
+    out: Annotated[
+        Path | None, typer.Option(help="Folder of the profile.", show_default="runs/profile-WORKLOAD")
+    ] = None,
     set_: Annotated[
         list[str] | None,
         typer.Option("--set", metavar="KNOB=VALUE", help="A knob of the baseline to change; repeatable."),
@@ -180,7 +202,42 @@ def probe(
     from tuner.commands.setup import JobWords
 
     words = JobWords(workload=workload, preset=preset, data=data, options=tuple(option or ()), isolation=isolation)
-    command.run(words, kind, tuple(set_ or ()), seconds, deadline, memory_cap, as_json=json)
+    asked = command.ProbeWords(
+        kind=command.asked_kind(kind, profile=profile),
+        changes=tuple(set_ or ()),
+        seconds=seconds,
+        deadline=deadline,
+        memory_cap=memory_cap,
+        out=out,
+    )
+    command.run(words, asked, as_json=json)
+
+
+@app.command(
+    epilog="Examples:\n\n"
+    "    tuner bench --workload graph\n\n"
+    "    tuner bench -w gpt2 --preset tiny --micro-batch 1,8,32 --out bench"
+)
+def bench(
+    workload: Workload,
+    micro_batch: Annotated[
+        str | None,
+        typer.Option(help="Sizes to train with: 1,8,32.", show_default="around the baseline's"),
+    ] = None,
+    seconds: Annotated[str, typer.Option(help="How long to measure each.")] = "2s",
+    preset: Preset = None,
+    data: Data = None,
+    option: Options = None,
+    out: Annotated[Path | None, typer.Option(help="Folder of the picture.", show_default="runs/bench-WORKLOAD")] = None,
+    isolation: Isolation = "forkserver",
+    json: Json = False,
+) -> None:
+    """Data preparation, inference and training of a workload in figures and one picture."""
+    from tuner.commands import bench as command
+    from tuner.commands.setup import JobWords
+
+    words = JobWords(workload=workload, preset=preset, data=data, options=tuple(option or ()), isolation=isolation)
+    command.run(words, micro_batch, seconds, out, as_json=json)
 
 
 @app.command(epilog="Examples:\n\n    tuner show\n\n    tuner show latent_cfg-tiny-p100 --probes")
@@ -260,6 +317,46 @@ def dashboard(
     from tuner.commands import dashboard as command
 
     command.run(storage, host, port, allow_remote)
+
+
+cache_app = typer.Typer(
+    rich_markup_mode=None,
+    help="What prepared data and compiled kernels lie on the disk; clear them.",
+    context_settings={"help_option_names": ["-h", "--help"]},
+    epilog="Examples:\n\n    tuner cache\n\n    tuner cache clear --workload gpt2 --older-than 30d",
+)
+app.add_typer(cache_app, name="cache")
+
+
+@cache_app.callback(invoke_without_command=True)
+def cache(context: typer.Context, json: Json = False) -> None:
+    if context.invoked_subcommand is None:
+        cache_list(json=json)
+
+
+@cache_app.command("list")
+def cache_list(json: Json = False) -> None:
+    """Every entry with its size, when it was made, and how long that took."""
+    from tuner.commands import cache as command
+
+    command.show(as_json=json)
+
+
+@cache_app.command(
+    "clear", epilog="Examples:\n\n    tuner cache clear --older-than 30d\n\n    tuner cache clear --all --yes"
+)
+def cache_clear(
+    workload: Annotated[str | None, typer.Option("--workload", "-w", help="Only what this workload prepared.")] = None,
+    older_than: Annotated[str | None, typer.Option(help="Only what was made longer ago: 12h, 30d.")] = None,
+    all_: Annotated[bool, typer.Option("--all", help="Compiled kernels and probes' logs too.")] = False,
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
+    json: Json = False,
+) -> None:
+    """Remove prepared data; it is made again when needed. Waits while a preparation runs."""
+    from tuner.commands import cache as command
+
+    words = command.ClearWords(workload=workload, older_than=older_than, everything=all_, yes=yes)
+    command.clear(words, as_json=json)
 
 
 def _version(value: bool) -> None:

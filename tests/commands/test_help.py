@@ -2,12 +2,26 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 
 import pytest
 
-COMMANDS = ("optimize", "train", "probe", "show", "gpus", "workloads", "doctor", "export", "report", "dashboard")
+COMMANDS = (
+    "optimize",
+    "train",
+    "probe",
+    "bench",
+    "show",
+    "gpus",
+    "workloads",
+    "cache",
+    "doctor",
+    "export",
+    "report",
+    "dashboard",
+)
 HEAVY = ("torch", "optuna", "sqlalchemy", "pandas", "plotly", "matplotlib", "scipy", "diffusers", "alembic")
 
 
@@ -24,9 +38,11 @@ def test_help_loads_nothing_heavy(command: str) -> None:
     assert "Usage" in ran.stdout
 
 
-@pytest.mark.parametrize("command", ["optimize", "train", "probe", "show", "export", "report", "dashboard"])
+@pytest.mark.parametrize(
+    "command", ["optimize", "train", "probe", "bench", "show", "cache", "export", "report", "dashboard"]
+)
 def test_help_has_an_example(command: str) -> None:
     ran = subprocess.run(
         [sys.executable, "-m", "tuner.cli", command, "--help"], capture_output=True, text=True, check=True, timeout=60
     )
-    assert f"tuner {command} " in ran.stdout.partition("Example")[2]
+    assert re.search(rf"tuner {command}\b", ran.stdout.partition("Example")[2])

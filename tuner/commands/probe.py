@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tuner.commands import console as speak
-from tuner.commands import setup
+from tuner.commands import profile, setup
 from tuner.commands.setup import Job, JobWords
 from tuner.commands.words import assignments, choice, seconds, size_bytes
 from tuner.contract.base import Scalar, parse
@@ -28,29 +30,31 @@ BY_HAND = (
     ProbeKind.EQUIVALENCE,
     ProbeKind.TRACE,
     ProbeKind.LR,
+    ProbeKind.PROFILE,
 )
 EQUIVALENT = 1e-5
 
 
-def run(
-    words: JobWords,
-    kind: str,
-    changes: tuple[str, ...],
-    measure: str,
-    deadline: str,
-    memory_cap: str | None,
-    *,
-    as_json: bool,
-) -> None:
+@dataclass(frozen=True)
+class ProbeWords:
+    """What to measure, as typed."""
+
+    kind: ProbeKind
+    changes: tuple[str, ...]
+    seconds: str
+    deadline: str
+    memory_cap: str | None
+    out: Path | None
+
+
+def run(words: JobWords, asked: ProbeWords, *, as_json: bool) -> None:
     """The whole command. Raises JobFailed (3) when the probe's outcome is not ok."""
-    wanted = choice(ProbeKind, kind, "--kind")
-    if wanted not in BY_HAND:
-        raise ConfigError(f"--kind: {kind} is not for use by hand; known: {', '.join(k.value for k in BY_HAND)}")
-    knobs = known_knobs(assignments(changes, "--set"))
+    folder = profile_folder(words, asked)
+    knobs = known_knobs(assignments(asked.changes, "--set"))
     limits = ProbeLimits(
-        measure_s=seconds(measure, "--seconds"),
-        deadline_s=seconds(deadline, "--deadline"),
-        memory_bytes=size_bytes(memory_cap, "--memory-cap") if memory_cap else None,
+        measure_s=seconds(asked.seconds, "--seconds"),
+        deadline_s=seconds(asked.deadline, "--deadline"),
+        memory_bytes=size_bytes(asked.memory_cap, "--memory-cap") if asked.memory_cap else None,
     )
     console = speak.make_console(as_json=as_json)
     runner = setup.make_runner(words.isolation)
@@ -58,10 +62,38 @@ def run(
         job = setup.understand(words, runner)
         config = changed(job.baseline, knobs)
         setup.prepare(job, words.workload, runner, lambda _: None)
-        reply = runner.run(as_request(wanted, words, job, config, limits))
+        request = as_request(asked.kind, words, job, config, limits)
+        reply = runner.run(request.model_copy(update={"out_dir": str(folder.resolve()) if folder else ""}))
     finally:
         runner.close()
-    answer(reply, wanted, config, console, as_json=as_json)
+    answer(reply, asked.kind, config, console, as_json=as_json)
+    if folder is not None:
+        for line in profile.lines(reply.points[0].values, folder):
+            console.print(line)
+
+
+def asked_kind(kind: str | None, *, profile: bool) -> ProbeKind:
+    """--kind, or --profile. Raises ConfigError."""
+    if profile and kind not in (None, ProbeKind.PROFILE.value):
+        raise ConfigError(f"--profile: it is a kind of its own; leave out --kind {kind}")
+    wanted = ProbeKind.PROFILE if profile else choice(ProbeKind, kind or ProbeKind.END_TO_END.value, "--kind")
+    if wanted not in BY_HAND:
+        raise ConfigError(f"--kind: {kind} is not for use by hand; known: {', '.join(k.value for k in BY_HAND)}")
+    return wanted
+
+
+def profile_folder(words: JobWords, asked: ProbeWords) -> Path | None:
+    """Where a profile goes; None for every other kind. Raises ConfigError."""
+    if asked.kind is not ProbeKind.PROFILE:
+        if asked.out is not None:
+            raise ConfigError("--out: it belongs to --profile; other probes write no files")
+        return None
+    folder = asked.out or Path("runs") / f"profile-{setup.short_name(words.workload)}"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(f"--out: {folder} cannot be made: {error.strerror}") from None
+    return folder
 
 
 def known_knobs(knobs: dict[str, Scalar]) -> dict[str, Scalar]:
@@ -126,7 +158,8 @@ def answer(reply: ProbeReply, kind: ProbeKind, config: RunConfig, console: Conso
     if point.measurement is not None:
         _measured(point.measurement, console)
     for name, value in point.values.items():
-        console.print(f"  {name:<22}{value:.6g}")
+        if kind is not ProbeKind.PROFILE:
+            console.print(f"  {name:<22}{value:.6g}")
     console.print(f"  took {speak.clock(reply.seconds)}, of it {reply.fixed_s:.2f} s fixed cost", style="dim")
     if point.outcome is not Outcome.OK:
         raise JobFailed(_failure(point))

@@ -4,6 +4,7 @@ and at the end holds the promise against what was reached."""
 from __future__ import annotations
 
 import math
+import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import TYPE_CHECKING, Self
 
 from tuner.commands import console as speak
 from tuner.commands import setup
+from tuner.commands.setup import JobWords
 from tuner.contract.config import RunConfig
 from tuner.contract.errors import ConfigError, JobFailed, Stopped
 from tuner.contract.measurement import Interval
@@ -37,35 +39,54 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.progress import TaskID
 
+    from tuner.probe.runner import SubprocessRunner
+
 
 @dataclass(frozen=True)
 class TrainWords:
-    """The run as typed."""
+    """The run as typed: by a file, or by a workload, whose baseline is then trained."""
 
-    config: Path
+    config: Path | None = None
+    job: JobWords | None = None
     out: Path | None = None
     max_samples: int | None = None
     max_hours: float | None = None
+    max_minutes: float | None = None
     storage: str | None = None
     allow_code: bool = False
     isolation: str = "forkserver"
 
+    @property
+    def max_seconds(self) -> float | None:
+        if self.max_hours and self.max_minutes:
+            raise ConfigError("--max-hours and --max-minutes: give one of them")
+        return (self.max_hours or 0.0) * 3600 + (self.max_minutes or 0.0) * 60 or None
+
+    @property
+    def source(self) -> str:
+        """The options that name the job, to be typed again."""
+        if self.job is None:
+            return f"--config {self.config}"
+        words = ["--workload", self.job.workload]
+        words += ["--preset", self.job.preset] if self.job.preset else []
+        words += ["--data", str(self.job.data)] if self.job.data else []
+        words += [word for option in self.job.options for word in ("-o", option)]
+        return shlex.join(words)
+
 
 def run(words: TrainWords, *, as_json: bool) -> None:
     """The whole command. Raises Stopped (75) when stopped before its end, JobFailed (3) when the job failed."""
-    from tuner.export.tuned import load
-    from tuner.registry import check_name
     from tuner.store.store import StudyStore
 
-    tuned = load(words.config)
-    check_source(tuned.config, words)
-    check_name(tuned.config.workload)
-    out = words.out or Path("runs") / f"{setup.short_name(tuned.config.workload)}-{tuned.config.digest()}"
-    make_folder(out)
+    check_words(words)
     console = speak.make_console(as_json=as_json)
+    given = from_file(words.config, words.allow_code) if words.config else None
     store = StudyStore.open(setup.storage_url(words.storage))
     runner = setup.make_runner(words.isolation)
     try:
+        tuned = given or baseline_of(words, runner)
+        out = words.out or Path("runs") / f"{setup.short_name(tuned.config.workload)}-{tuned.config.digest()}"
+        make_folder(out)
         introduce(tuned, words, out, console)
         study = tuned.provenance.study if tuned.provenance else None
         recorded = store.add_run(tuned.config, str(out), study=study, promise=tuned.promise)
@@ -78,13 +99,44 @@ def run(words: TrainWords, *, as_json: bool) -> None:
     finish(reply, result, tuned, words, console, as_json=as_json)
 
 
-def check_source(config: RunConfig, words: TrainWords) -> None:
+def job_words(
+    workload: str | None, preset: str | None, data: Path | None, options: tuple[str, ...], isolation: str
+) -> JobWords | None:
+    """None without a workload. Raises ConfigError for words that only mean something beside one."""
+    if workload is not None:
+        return JobWords(workload=workload, preset=preset, data=data, options=options, isolation=isolation)
+    for option, value in (("--preset", preset), ("--data", data), ("--option", options)):
+        if value:
+            raise ConfigError(f"{option}: it belongs to --workload; a --config file holds its own options")
+    return None
+
+
+def check_words(words: TrainWords) -> None:
+    """Raises ConfigError unless the job is named once."""
+    if (words.config is None) == (words.job is None):
+        raise ConfigError("train: name the job by --config FILE, or by --workload NAME (its baseline); one of the two")
+    _ = words.max_seconds
+
+
+def from_file(path: Path, allow_code: bool) -> TunedConfig:
     """A file may name registered workloads; code of its own choosing only when the user says so."""
-    if ":" in config.workload and not words.allow_code:
+    from tuner.export.tuned import load
+    from tuner.registry import check_name
+
+    tuned = load(path)
+    if ":" in tuned.config.workload and not allow_code:
         raise ConfigError(
-            f"{words.config}: workload: it names code to import ({config.workload}); "
+            f"{path}: workload: it names code to import ({tuned.config.workload}); "
             "if you trust this file, say so with --allow-code"
         )
+    check_name(tuned.config.workload)
+    return tuned
+
+
+def baseline_of(words: TrainWords, runner: SubprocessRunner) -> TunedConfig:
+    """What the workload's users run today, with the study file's tier and preset for this machine."""
+    assert words.job is not None
+    return TunedConfig(config=setup.understand(words.job, runner).baseline)
 
 
 def make_folder(out: Path) -> None:
@@ -102,7 +154,7 @@ def as_request(config: RunConfig, words: TrainWords, out: Path) -> ProbeRequest:
     plan = TrainPlan(
         out_dir=str(out.resolve()),
         max_samples=words.max_samples,
-        max_seconds=words.max_hours * 3600 if words.max_hours else None,
+        max_seconds=words.max_seconds,
     )
     return ProbeRequest(
         id=f"train-{config.digest()}",
@@ -217,6 +269,8 @@ def judge(tuned: TunedConfig, reply: ProbeReply, run_id: str, out: Path) -> Trai
         peak_deviation=peak / promise.peak_bytes - 1 if promise and promise.peak_bytes else None,
         losses=_last_losses(result),
         metrics=result.metrics,
+        trivial=result.trivial,
+        best=result.best,
     )
 
 
@@ -260,10 +314,10 @@ def finish(
         raise JobFailed(f"training ended with {point.outcome.value}: {point.message}{detail}")
     if as_json:
         speak.emit_json(plain_json(result))
-    for line in verdict(result, tuned.promise):
+    for line in (*verdict(result, tuned.promise), *quality(result, tuned.config)):
         console.print(line)
     if not result.finished:
-        raise Stopped(f"{result.reason}; go on with: tuner train --config {words.config} --out {result.out_dir}")
+        raise Stopped(f"{result.reason}; go on with: tuner train {words.source} --out {shlex.quote(result.out_dir)}")
 
 
 def verdict(result: TrainResultJson, promise: Promise | None) -> list[str]:
@@ -285,3 +339,23 @@ def verdict(result: TrainResultJson, promise: Promise | None) -> list[str]:
     if result.peak_deviation is not None:
         lines.append(f"  peak      {100 * result.peak_deviation:+.1f} % of the promised peak")
     return lines
+
+
+def quality(result: TrainResultJson, config: RunConfig) -> list[str]:
+    """The metrics beside what they would be without learning, and the best evaluation of the run."""
+    lines = [f"  quality   {_against(name, value, result)}" for name, value in result.metrics.items()]
+    if config.quality is not None and result.best:
+        samples = round(result.best.get("samples", 0))
+        value = result.best.get("value", math.nan)
+        lines.append(
+            f"  best      {config.quality.metric} {value:.4g} at {samples:,} samples, kept in checkpoints/best"
+        )
+    return lines
+
+
+def _against(name: str, value: float, result: TrainResultJson) -> str:
+    trivial = result.trivial.get(name)
+    if trivial is None:
+        return f"{name} {value:.4g}"
+    verdict = "better" if trivial.beaten_by(value) else "NOT better"
+    return f"{name} {value:.4g} against {trivial.value:.4g} ({trivial.text}): {verdict}"

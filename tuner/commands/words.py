@@ -11,13 +11,13 @@ from tuner.contract.base import Scalar
 from tuner.contract.errors import ConfigError
 
 _Choice = TypeVar("_Choice", bound=StrEnum)
-_DURATIONS = {"s": 1.0, "m": 60.0, "h": 3600.0}
+_DURATIONS = {"s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 _SIZES = {"": 1, "b": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "kib": 1 << 10, "mib": 1 << 20, "gib": 1 << 30}
 
 
 def seconds(text: str, option: str) -> float:
-    """`90s`, `10m`, `2h`, or plain seconds. Raises ConfigError."""
-    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([smh]?)\s*", text.lower())
+    """`90s`, `10m`, `2h`, `30d`, or plain seconds. Raises ConfigError."""
+    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([smhd]?)\s*", text.lower())
     value = float(match[1]) * _DURATIONS[match[2] or "s"] if match else 0.0
     if value <= 0:
         raise ConfigError(f"{option}: a duration above zero is expected, such as 90s, 10m or 2h (got {text!r})")

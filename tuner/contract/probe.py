@@ -56,6 +56,7 @@ class Stage(StrEnum):
     VERIFY = "verify"
     POLISH = "polish"
     LR = "lr"
+    QUALITY = "quality"
     SAMPLER = "sampler"
     GATE = "gate"
     SOAK = "soak"
@@ -130,7 +131,7 @@ class PointReply(Frozen):
 
 
 class PhaseEvent(Frozen):
-    """A phase begins: start, import, build, compile, warmup, measure, evaluate, sample, checkpoint, teardown."""
+    """Begun: start, import, build, compile, warmup, measure, evaluate, sample, assess, checkpoint, or teardown."""
 
     event: Literal["phase"] = "phase"
     phase: str

@@ -6,10 +6,14 @@ import json
 import math
 from typing import Any, Literal
 
+from pydantic import Field
+
 from tuner.contract.base import Frozen
 from tuner.contract.config import RunConfig
-from tuner.contract.measurement import Interval
+from tuner.contract.measurement import Interval, Outcome
 from tuner.contract.space import Dropped
+from tuner.contract.tuned import Origin
+from tuner.contract.workload import Trivial
 
 
 class SideResult(Frozen):
@@ -18,15 +22,23 @@ class SideResult(Frozen):
     peak_bytes: int | None
 
 
-class OptimizeResult(Frozen):
+class TargetResult(Frozen):
+    """One of the guide's targets beside what the configuration to ship reached."""
+
+    name: str
+    wanted: str
+    """`< 80 %`, `> 2x`."""
+    value: float | None
+    """In the unit of the limit (a share, or a ratio); null = unknown."""
+    verdict: Literal["ok", "missed", "unknown"]
+    note: str = ""
+    """Why it is unknown, or what stands in for it."""
+
+
+class OptimizeResult(Origin):
     """`tuner optimize --json`."""
 
-    study: str
-    target: str
-    measured_on: str
-    transfer: Literal["measured", "unverified"]
     decision: Literal["winner", "no_gain", "failed"]
-    reason: str
     notes: tuple[str, ...]
     probes: dict[str, int]
     """How many probes ended with which outcome."""
@@ -34,6 +46,8 @@ class OptimizeResult(Frozen):
     baseline: SideResult | None
     winner: SideResult | None
     gain: Interval | None
+    targets: tuple[TargetResult, ...] = ()
+    """What the guide wants to see; empty = the study names no targets."""
     config_path: str | None
     storage: str
     """The store's URL, its password hidden."""
@@ -64,6 +78,64 @@ class TrainResultJson(Frozen):
     peak_deviation: float | None
     losses: dict[str, float]
     metrics: dict[str, float]
+    """The last evaluation's figures, and the last assessment's."""
+    trivial: dict[str, Trivial] = Field(default_factory=dict)
+    """Metric -> what it would be without learning anything, and how that comes about."""
+    best: dict[str, float] = Field(default_factory=dict)
+    """Of the metric the configuration judges by: its best `value`, and the `samples` it was reached at."""
+
+
+class InferenceSpeed(Frozen):
+    """One batch size of inference."""
+
+    batch_size: int
+    samples_per_s: float
+
+
+class InferenceResult(Frozen):
+    """Prediction without gradients, the batch's way to the device included. No figures unless the outcome is ok."""
+
+    outcome: Outcome
+    message: str = ""
+    latency_p50_s: float | None = None
+    """Of a single sample."""
+    latency_p95_s: float | None = None
+    speeds: tuple[InferenceSpeed, ...] = ()
+    """Up to the largest batch that fits."""
+    peak_bytes: int | None = None
+    """At the largest batch."""
+
+
+class TrainingSpeed(Frozen):
+    """One micro-batch size of training, without accumulation and without a loader."""
+
+    micro_batch_size: int
+    outcome: Outcome
+    message: str = ""
+    samples_per_s: Interval | None = None
+    median_step_s: float | None = None
+    peak_bytes: int | None = None
+
+
+class BenchResult(Frozen):
+    """`tuner bench --json`."""
+
+    workload: str
+    preset: str
+    unit: str
+    measured_on: str
+    config: RunConfig
+    """The baseline; for training only its micro-batch size is changed."""
+    parameters: int | None
+    prepare_cold_s: float
+    """From an empty cache."""
+    prepare_cached_s: float
+    prepared_bytes: int
+    """What it left in the cache."""
+    inference: InferenceResult
+    training: tuple[TrainingSpeed, ...]
+    picture: str
+    seconds: float
 
 
 def plain_json(value: Frozen) -> str:

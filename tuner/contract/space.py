@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from enum import StrEnum
 from typing import Any, Literal
 
@@ -90,6 +90,11 @@ def knob_value(config: RunConfig, knob: Knob) -> Any:
     if knob in (Knob.LR, Knob.FUSED):
         return getattr(config.optimizer, knob.value)
     return getattr(config, knob.value)
+
+
+def options_text(options: Mapping[str, Scalar], names: Iterable[str]) -> str:
+    """`width=16 depth=2`: the options called `names`, for tables."""
+    return " ".join(f"{name}={options.get(name)}" for name in names)
 
 
 def with_knobs(config: RunConfig, values: dict[Knob, Any]) -> RunConfig:

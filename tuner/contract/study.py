@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import itertools
 from enum import StrEnum
 from typing import Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from tuner.contract.base import Frozen, Name, Scalar
 from tuner.contract.config import RunConfig
 from tuner.contract.gpu import DeviceInfo, GpuProfile
 from tuner.contract.measurement import MemoryPeak
-from tuner.contract.space import Dropped, SearchSpace
+from tuner.contract.space import Dropped, SearchSpace, options_text
 
 MEMORY_MARGIN = 0.92
 """Share of a memory limit a configuration may plan to use; the rest is for fragmentation and what probes do not see."""
@@ -77,6 +78,13 @@ class Tier(Frozen):
     options: dict[str, Scalar] = Field(default_factory=dict)
     """The guide's model sizes for this tier."""
 
+    @field_validator("options")
+    @classmethod
+    def _preset_comes_first(cls, value: dict[str, Scalar]) -> dict[str, Scalar]:
+        if "preset" in value:
+            raise ValueError("the preset is chosen before the tier; name it with --preset or in options")
+        return value
+
 
 class Targets(Frozen):
     """What a guide wants to see; reported beside what was measured, never a gate."""
@@ -119,7 +127,7 @@ class StudyFile(Frozen):
     quality: QualityConstraint | None = None
     targets: Targets = Targets()
     tiers: tuple[Tier, ...] = ()
-    """From the largest memory down."""
+    """From the largest memory down. A GPU below the last of them keeps the baseline as it is; a CPU takes the last."""
     presets: dict[str, dict[str, Any]] = Field(default_factory=dict)
     """Preset name -> the same keys again, replacing those above for that preset."""
 
@@ -132,6 +140,17 @@ class StudyFile(Frozen):
                 "quality: {metric: ..., tolerance: ..., samples: ...}"
             )
         return self
+
+    @field_validator("tiers")
+    @classmethod
+    def _from_the_largest_down(cls, value: tuple[Tier, ...]) -> tuple[Tier, ...]:
+        for upper, lower in itertools.pairwise(value):
+            if lower.above_gib >= upper.above_gib:
+                raise ValueError(
+                    f"tiers go from the largest memory down, but above_gib {lower.above_gib:g} comes after "
+                    f"{upper.above_gib:g}; the first that is below the GPU's memory holds"
+                )
+        return value
 
 
 class StudySpec(Frozen):
@@ -163,6 +182,8 @@ class StudySpec(Frozen):
     lr: LrSpec = LrSpec()
     quality: QualityConstraint | None = None
     targets: Targets = Targets()
+    tier: str = ""
+    """The guide's tier that holds for the target, in words; empty = none."""
     seed: int = 0
 
     @property
@@ -175,6 +196,10 @@ class StudySpec(Frozen):
     @property
     def transfer(self) -> Literal["measured", "unverified"]:
         return "unverified" if self.transferred else "measured"
+
+    def label(self, config: RunConfig) -> str:
+        """`RunConfig.label`, and the options that this study searches."""
+        return f"{config.label} {options_text(config.options, self.space.options)}".rstrip()
 
     def memory_used(self, peak: MemoryPeak) -> float:
         """Share of the memory budget a peak takes; above 1.0 the configuration does not fit.

@@ -29,14 +29,21 @@ class Promise(Frozen):
     """The host's reference work while this was measured, to tell the host's drift from a broken promise."""
 
 
-class Provenance(Frozen):
+class Origin(Frozen):
+    """Which study says so, for which GPU, and where it was measured."""
+
     study: str
     target: str
+    tier: str = ""
+    """The guide's tier the baseline was taken from; empty = the study has none for this target."""
     measured_on: str
     transfer: Literal["measured", "unverified"]
     """`unverified`: the target is not the device measured on, so speed there is not known."""
-    decision: Literal["winner", "no_gain"]
     reason: str
+
+
+class Provenance(Origin):
+    decision: Literal["winner", "no_gain"]
     probes: int
     baseline_digest: str
     lr_note: str = ""

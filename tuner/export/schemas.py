@@ -11,7 +11,7 @@ from pathlib import Path
 
 from tuner.contract.base import Frozen
 from tuner.contract.config import RunConfig
-from tuner.contract.result import OptimizeResult, TrainResultJson
+from tuner.contract.result import BenchResult, OptimizeResult, TrainResultJson
 from tuner.contract.study import StudyFile
 from tuner.contract.tuned import TunedConfig
 
@@ -21,6 +21,7 @@ SCHEMAS: dict[str, type[Frozen]] = {
     "study": StudyFile,
     "optimize-result": OptimizeResult,
     "train-result": TrainResultJson,
+    "bench-result": BenchResult,
 }
 
 

@@ -1,0 +1,85 @@
+"""`tuner train --workload` trains the baseline itself, and says at the end what was learned."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import RunTuner
+from tuner.commands.train import quality
+from tuner.contract.config import OptimizerConfig, QualityConfig, RunConfig
+from tuner.contract.result import TrainResultJson
+from tuner.contract.workload import Trivial
+
+JUDGED = "tests.commands.judged_toy:JudgedToy"
+
+
+def test_the_baseline_is_trained_and_held_against_no_learning(tuner: RunTuner, tmp_path: Path) -> None:
+    words = ("train", "--workload", JUDGED, "-o", "samples=256", "--out", "run")
+    ran = tuner(*words, "--max-samples", "640", "--json")
+    assert ran.code == 0, ran.err
+    result = ran.json
+    assert result["samples"] == 640
+    assert result["finished"]
+    reached, trivial = result["metrics"]["valid_fit"], result["trivial"]["valid_fit"]
+    assert trivial["text"] == "predicting zero"
+    assert reached < trivial["value"]
+    assert f"quality   valid_fit {reached:.4g} against {trivial['value']:.4g} (predicting zero): better" in ran.err
+    assert result["best"]["value"] <= reached + 1e-9
+    assert 0 < result["best"]["samples"] <= 640
+    assert "best      valid_fit" in ran.err
+
+    more = tuner(*words, "--max-samples", "800", "--json")
+    assert more.code == 0, more.err
+    assert more.json["resumed_from"] == 640
+
+
+def test_stopped_by_the_clock_it_says_the_same_words_again(tuner: RunTuner, tmp_path: Path) -> None:
+    ran = tuner("train", "-w", "tests.toys:Toy", "-o", "sleep_s=0.05", "--max-minutes", "0.01", "--out", "a run")
+    assert ran.code == 75, ran.err
+    assert "go on with: tuner train --workload tests.toys:Toy -o sleep_s=0.05 --out 'a run'" in ran.err
+
+
+@pytest.mark.parametrize(
+    ("value", "trivial", "said"),
+    [
+        (0.76, Trivial(value=0.5, text="chance"), "macro_auc 0.76 against 0.5 (chance): better"),
+        (0.5, Trivial(value=0.5, text="chance"), "macro_auc 0.5 against 0.5 (chance): NOT better"),
+        (0.4, Trivial(value=0.5, text="mean", higher_is_better=False), "macro_auc 0.4 against 0.5 (mean): better"),
+        (float("nan"), Trivial(value=0.5, text="chance"), "macro_auc nan against 0.5 (chance): NOT better"),
+        (0.76, None, "macro_auc 0.76"),
+    ],
+)
+def test_what_is_said_of_a_metric(value: float, trivial: Trivial | None, said: str) -> None:
+    result = TrainResultJson(
+        run="1",
+        out_dir="run",
+        samples=100,
+        finished=True,
+        reason="",
+        resumed_from=0,
+        elapsed_s=1.0,
+        samples_per_s=None,
+        promised_samples_per_s=None,
+        host_drift=None,
+        deviation=None,
+        deviation_beyond_drift=None,
+        peak_bytes=1,
+        promised_peak_bytes=None,
+        peak_deviation=None,
+        losses={},
+        metrics={"macro_auc": value},
+        trivial={"macro_auc": trivial} if trivial else {},
+        best={"value": 0.8, "samples": 12_800},
+    )
+    config = RunConfig(
+        workload="gpt2",
+        micro_batch_size=1,
+        optimizer=OptimizerConfig(lr=0.1),
+        horizon_samples=1,
+        quality=QualityConfig(metric="macro_auc"),
+    )
+    first, best = quality(result, config)
+    assert first.split(maxsplit=1)[1] == said
+    assert "macro_auc 0.8 at 12,800 samples" in best
