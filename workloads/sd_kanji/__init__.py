@@ -1,0 +1,1 @@
+"""Text to kanji: a small Stable Diffusion trained from scratch."""
