@@ -26,6 +26,8 @@ class Preset:
     threads: int
     """CPU threads; 0 = every core. Steps of tiny are too short to share: a second thread mostly waits."""
     loss_bands: LossBands
+    quality_metric: str
+    """The figure of the validation whose best checkpoint is kept; the lower the better."""
     note: str
 
 
@@ -45,6 +47,7 @@ PRESETS = {
         log_samples=400,
         threads=1,
         loss_bands=LossBands(normal_low=0.2, normal_high=0.4, warn_low=0.02, warn_high=1.2),
+        quality_metric="recon",  # what minutes teach; the noise loss hardly moves in them
         note=(
             "tiny is a rehearsal: the same data, losses and code on 32 px pictures with 0.9 M parameters. Minutes teach"
             " it strokes, not prompts, and its speeds say nothing about full; run `preset: full` for the real model"
@@ -63,6 +66,7 @@ PRESETS = {
         log_samples=1600,
         threads=0,
         loss_bands=LossBands(normal_low=0.02, normal_high=0.4, warn_low=0.005, warn_high=1.2),
+        quality_metric="loss",
         note="middle is the guide's job with a third of the parameters (135 M), for GPUs on which full does not fit",
     ),
     "full": Preset(
@@ -78,6 +82,7 @@ PRESETS = {
         log_samples=1600,
         threads=0,
         loss_bands=LossBands(normal_low=0.02, normal_high=0.4, warn_low=0.005, warn_high=1.2),
+        quality_metric="loss",
         note="full is the guide's job: 128 px, 370 M parameters, 25 epochs, autoencoder at 1e-4, denoiser at 1e-5",
     ),
 }  # fmt: skip

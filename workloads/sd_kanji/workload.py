@@ -110,7 +110,7 @@ class SdKanji:
                 checkpoint_samples=often,
             ),
             loss_bands=preset.loss_bands,
-            quality=QualityConfig(metric="loss", higher_is_better=False),
+            quality=QualityConfig(metric=self._preset.quality_metric, higher_is_better=False),
             threads=preset.threads,
         )
 
@@ -171,14 +171,14 @@ class SdKanji:
         recon = squares / len(data.valid.pictures)
         blind = float(alpha_bar().mean())
         chance = Trivial(value=0.5, text="chance: the picture has nothing to do with its prompt")
-        noise = f"predicting no noise; knowing the latents' variance alone gives {blind:.3f}"
+        noise = "telling noise from latents by their variance alone"  # predicting none at all would give 1
         return {
-            "noise": Trivial(value=1.0, text=noise, higher_is_better=False),
+            "noise": Trivial(value=blind, text=noise, higher_is_better=False),
             "recon": Trivial(value=recon, text="restoring the mean training picture", higher_is_better=False),
             "psnr_db": Trivial(value=_psnr(recon), text="restoring the mean training picture"),
             "loss": Trivial(
-                value=1.0 + COEFFICIENTS["recon"] * recon,
-                text="predicting no noise and restoring the mean training picture",
+                value=blind + COEFFICIENTS["recon"] * recon,
+                text=f"{noise}, and restoring the mean training picture",
                 higher_is_better=False,
             ),
             "match_train": chance,
