@@ -259,6 +259,9 @@ def judge(tuned: TunedConfig, reply: ProbeReply, run_id: str, out: Path) -> Trai
         reason=result.reason,
         resumed_from=result.resumed_from,
         elapsed_s=result.elapsed_s,
+        step_s=result.measurement.samples_per_step / measured.value if measured else None,
+        steps_per_epoch=result.epoch_samples / result.measurement.samples_per_step if result.epoch_samples else None,
+        epochs_per_min=60 * measured.value / result.epoch_samples if measured and result.epoch_samples else None,
         samples_per_s=measured,
         promised_samples_per_s=promise.samples_per_s if promise else None,
         host_drift=moved,
@@ -325,6 +328,11 @@ def verdict(result: TrainResultJson, promise: Promise | None) -> list[str]:
     head = f"\n{result.samples:,} samples ({result.reason}) in {speak.clock(result.elapsed_s)}"
     lines = [f"{head}; everything is in {result.out_dir}"]
     lines.append(f"  reached   {speak.rate(result.samples_per_s, ' samples/s')}, peak {speak.mib(result.peak_bytes)}")
+    if result.step_s is not None and result.steps_per_epoch is not None and result.epochs_per_min is not None:
+        lines.append(
+            f"  steps     {1000 * result.step_s:.3g} ms each, {result.steps_per_epoch:,.0f} an epoch, "
+            f"{result.epochs_per_min:.3g} epochs a minute"
+        )
     if promise is None or result.deviation is None:
         return lines
     lines.append(f"  promised  {speak.rate(promise.samples_per_s, ' samples/s')}, peak {speak.mib(promise.peak_bytes)}")

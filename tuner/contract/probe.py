@@ -187,6 +187,8 @@ class TrainResult(Frozen):
     reason: str
     resumed_from: int = 0
     elapsed_s: float
+    epoch_samples: int = 0
+    """Samples of the training split; 0 = not told."""
     measurement: Measurement
     metrics: dict[str, float] = Field(default_factory=dict)
     """The last evaluation's figures, and the last assessment's."""

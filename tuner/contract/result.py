@@ -65,6 +65,10 @@ class TrainResultJson(Frozen):
     reason: str
     resumed_from: int
     elapsed_s: float
+    step_s: float | None = None
+    """Of one optimizer step at steady state; null = too short to say."""
+    steps_per_epoch: float | None = None
+    epochs_per_min: float | None = None
     samples_per_s: Interval | None
     promised_samples_per_s: Interval | None
     host_drift: float | None

@@ -92,7 +92,7 @@ def _draw(axes: Axes, panel: Panel) -> None:
     for label, (samples, line) in panel.lines.items():
         axes.plot(samples, line, linewidth=1.2, marker="o" if panel.marked else "", markersize=3, label=label)
     if panel.trivial is not None and math.isfinite(panel.trivial.value):
-        axes.axhline(panel.trivial.value, color="0.45", linestyle="--", linewidth=1.0, label=panel.trivial.text)
+        axes.axhline(panel.trivial.value, color="0.45", linestyle="--", linewidth=1.0, label="without learning")
         values.append(panel.trivial.value)
     if is_wide(values):
         axes.set_yscale("log")

@@ -20,7 +20,7 @@ from tuner.engine.curves import draw_curves, draw_quality
 from tuner.engine.failure import one_line, release
 from tuner.engine.hooks import Emit, Every, Hook, Phases
 from tuner.engine.loader import to_device, valid_batches
-from tuner.engine.scores import RAW, Origin, Scores, quality_lines, with_raw, write_quality
+from tuner.engine.scores import RAW, Origin, Scores, with_raw, write_quality
 from tuner.engine.step import StepResult
 from tuner.engine.table import Table
 from tuner.engine.trainer import Trainer
@@ -204,12 +204,10 @@ class Pictures(Hook):
 
 
 def sum_up(scores: Scores, trivial: Mapping[str, Trivial], out_dir: Path, emit: Emit) -> None:
-    """quality.csv, quality.png and a line for each figure that has a trivial value, at the end of a run."""
+    """quality.csv and quality.png, at the end of a run. What is said of it is the parent's."""
     if not scores.metrics:
         return
     known = with_raw(trivial)
-    for line in quality_lines(scores.metrics, known):
-        emit(NoticeEvent(text=line))
     with tolerated("the table of figures", emit):
         write_quality(scores.metrics, known, out_dir / "quality.csv")
         draw_quality(scores.metrics, known, out_dir / "quality.png")

@@ -195,6 +195,7 @@ class Production:
             reason=f"reached {done}" if trainer.samples >= goal else trainer.stop_reason or "stopped",
             resumed_from=self._resumed_from,
             elapsed_s=time.monotonic() - self._began,
+            epoch_samples=len(self._workload.dataset("train")),
             measurement=measurement,
             metrics=self._scores.metrics,
             trivial=self._trivial,

@@ -81,16 +81,6 @@ def is_better(value: float, than: float, *, higher: bool, by: float = 0.0) -> bo
     return value - than > by if higher else than - value > by
 
 
-def quality_lines(metrics: Mapping[str, float], trivial: Mapping[str, Trivial]) -> list[str]:
-    """`macro_auc 0.76 (chance 0.5): better`, for each figure that has a trivial value."""
-    return [
-        f"{name} {value:.4g} ({known.text} {known.value:.4g}): "
-        + ("better" if is_better(value, known.value, higher=known.higher_is_better) else "NOT better")
-        for name, value in metrics.items()
-        if (known := trivial.get(name)) is not None
-    ]
-
-
 def write_quality(metrics: Mapping[str, float], trivial: Mapping[str, Trivial], path: Path) -> None:
     """quality.csv: every figure, what it would be without learning, how that comes about, and whether it is better."""
     rows: list[Sequence[object]] = []
