@@ -41,7 +41,7 @@ def book(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TrialBook]:
     StudyStore.open(url).close()
     found = TrialBook(url, SPEC.name)
     found.repair(example_rows(), SPEC)
-    write_note(found.storage, SPEC, example_decision(), len(example_rows()))
+    write_note(found.storage, SPEC, example_decision(), example_rows())
     yield found
     found.close()
 
@@ -130,7 +130,7 @@ def test_the_note_says_the_decision(book: TrialBook) -> None:
     assert "42.0 % (95 % interval 39.2 … 44.8 %) faster" in said
     assert "Transfer: unverified" in said
     evil = example_decision().model_copy(update={"reason": "<img onerror=x>"})
-    assert "<" not in note(SPEC, evil, 1)
+    assert "<" not in note(SPEC, evil, ())
 
 
 @pytest.fixture

@@ -7,11 +7,12 @@ between steps, memory that grows with the micro-batch, and failures on demand.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 
+from tuner.contract.base import Scalar
 from tuner.contract.config import CompileMode, OptimizerConfig, Precision, RunConfig
 from tuner.contract.gpu import DeviceInfo, GpuProfile
 from tuner.contract.measurement import Environment, Measurement, MemoryPeak, Outcome
@@ -52,6 +53,10 @@ class World:
     compile_s: float = 60.0
     losses: Callable[[float], tuple[float, float]] = lambda lr: (1.0, 0.5)
     """lr -> first and final loss."""
+    model_factor: Callable[[Mapping[str, Scalar]], float] = lambda options: 1.0
+    """Options -> factor on compute time and on memory per sample."""
+    score: Callable[[Mapping[str, Scalar], int], float] = lambda options, seed: 0.0
+    """Options and seed -> the metric `score` after training."""
 
     def compute_s(self, config: RunConfig) -> float:
         k, samples = config.accumulation_steps, config.micro_batch_size * config.accumulation_steps
@@ -65,7 +70,7 @@ class World:
             "checkpointing": config.gradient_checkpointing,
         }
         keys = [*on, *(name for name, value in named.items() if value)]
-        return math.prod(self.flag_factors.get(key, 1.0) for key in keys)
+        return self.model_factor(config.options) * math.prod(self.flag_factors.get(key, 1.0) for key in keys)
 
     def data_s(self, config: RunConfig) -> float:
         samples = config.micro_batch_size * config.accumulation_steps
@@ -83,7 +88,8 @@ class World:
 
     def peak_bytes(self, config: RunConfig) -> float:
         share = 0.3 if config.gradient_checkpointing else 1.0
-        return self.fixed_bytes + share * self.sample_bytes * config.micro_batch_size
+        model = self.model_factor(config.options)
+        return self.fixed_bytes + share * self.sample_bytes * model * config.micro_batch_size
 
 
 class SimulatedRunner:
@@ -133,6 +139,11 @@ class SimulatedRunner:
             return PointReply(index=index, outcome=Outcome.OK, values=values, seconds=0.6)
         if request.kind is ProbeKind.LR:
             return self._losses(request, config, index, rng)
+        if request.kind is ProbeKind.QUALITY:
+            assert request.samples is not None
+            values = {"score": self._world.score(config.options, config.seed)}
+            seconds = request.samples / self._world.rate(config)
+            return PointReply(index=index, outcome=Outcome.OK, values=values, seconds=seconds)
         measurement, seconds = self._measured(request, config, drift, rng)
         return PointReply(
             index=index, outcome=Outcome.OK, measurement=measurement, seconds=seconds, environment=ENVIRONMENT
@@ -170,7 +181,8 @@ class SimulatedRunner:
             phases_s={"build": 0.3, "compile": compile_s, "measure": measured},
             reference_s=(0.01, 0.0101) if request.reference else (),
         )
-        return measurement, 0.6 + request.limits.measure_s + compile_s + (3.0 if request.soak else 0.0)
+        spent = max(request.limits.measure_s, math.fsum(measurement.steady_step_s))
+        return measurement, 0.6 + spent + compile_s + (3.0 if request.soak else 0.0)
 
     def _compile_seconds(self, config: RunConfig, loader: bool) -> float:
         if loader or config.compile is CompileMode.EAGER:

@@ -11,7 +11,7 @@ from tuner.contract.config import CompileMode, Precision, RunConfig
 from tuner.contract.measurement import Outcome
 from tuner.contract.probe import ProbeKind, ProbeRequest, Stage
 from tuner.contract.space import Knob, SearchSpace, grid
-from tuner.contract.study import LrSpec, Objective, SamplerName, StudySpec
+from tuner.contract.study import GateSpec, LrSpec, Objective, SamplerName, StudySpec
 from tuner.search.history import SEARCH_STAGES
 from tuner.search.planner import Ask, Done, forbidden, next_probe, sampler_request
 
@@ -86,6 +86,22 @@ def test_a_small_budget_keeps_the_gate_free(budget_s: float) -> None:
     assert ended.decision.kind == "winner"
     assert search_seconds(ended) < budget_s / 2 + 30
     assert ended.seconds <= budget_s * 1.15
+
+
+@pytest.mark.parametrize("step_s", [0.09, 0.4, 1.2])
+@pytest.mark.parametrize("seed", [0, 1])
+def test_slow_steps_are_paid_for_in_the_forecast(step_s: float, seed: int) -> None:
+    """The gate waits for its least number of steps; 64 samples a step, as 16x4."""
+    world = World(
+        alpha=step_s / 16, beta=step_s / 128, omega=step_s / 4, data_per_sample=1e-4,
+        flag_factors={Precision.FP16: 0.7},
+    )  # fmt: skip
+    baseline = make_baseline(micro_batch_size=16, accumulation_steps=4)
+    gate = GateSpec(min_pairs=6, max_pairs=6, finalists=1, measure_s=4.0)
+    spec = make_spec(baseline=baseline, effective_batch=64, gate=gate, budget_s=240.0)
+    ended = drive(spec, world, seed=seed)
+    assert ended.decision.kind == "winner", ended.decision.reason
+    assert ended.seconds <= 240.0 * 1.05
 
 
 @pytest.mark.parametrize("most", [1, 2, 3, 5, 8, 12])

@@ -8,11 +8,12 @@ from functools import cache
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.search.simulated_world import GIB, Ended, SimulatedRunner, World, drive, make_spec, rows_of
+from tests.search.simulated_world import GIB, Ended, SimulatedRunner, World, drive, make_baseline, make_spec, rows_of
+from tuner.contract.base import Scalar
 from tuner.contract.config import Precision, RunConfig
 from tuner.contract.measurement import Outcome
 from tuner.contract.probe import ProbeRequest, ProbeRow
-from tuner.contract.study import LrSpec, StudySpec
+from tuner.contract.study import LrSpec, QualityConstraint, StudySpec
 from tuner.search.planner import Ask, Done, next_probe
 
 
@@ -28,7 +29,22 @@ def worlds() -> dict[str, tuple[World, StudySpec]]:
         "plain": (World(flag_factors={Precision.FP16: 0.8}), make_spec()),
         "tight": (World(alpha=0.05, sample_bytes=1.3 * GIB), make_spec(space=lr_space, lr=LrSpec(samples=256))),
         "noisy": (World(process_noise=0.03, misfit=0.1), make_spec(budget_s=150.0)),
+        "levers": (smaller_is_faster(), lever_spec()),
     }
+
+
+def smaller_is_faster() -> World:
+    return World(model_factor=lambda options: 0.5 if options["width"] == 16 else 1.0)
+
+
+def lever_spec() -> StudySpec:
+    options: dict[str, Scalar] = {"width": 32}
+    return make_spec(
+        baseline=make_baseline(options=options),
+        options=options,
+        space=make_spec().space.model_copy(update={"options": {"width": (16, 32, 64)}}),
+        quality=QualityConstraint(metric="score", samples=256),
+    )
 
 
 @cache
@@ -48,7 +64,7 @@ def boundaries(ended: Ended) -> list[int]:
 @settings(deadline=None, max_examples=60)
 @given(st.data())
 def test_any_prefix_of_the_rows_gives_the_request_that_came_next(data: st.DataObject) -> None:
-    ended = study(data.draw(st.sampled_from(["plain", "tight", "noisy"])))
+    ended = study(data.draw(st.sampled_from(["plain", "tight", "noisy", "levers"])))
     ends = boundaries(ended)
     turn = data.draw(st.integers(0, len(ended.requests)))
     rows = ended.rows[: ends[turn]]
@@ -83,7 +99,7 @@ def test_a_reply_stored_in_part_is_completed_and_not_repeated(data: st.DataObjec
 
 
 @settings(deadline=None, max_examples=12)
-@given(st.integers(0, 10_000), st.sampled_from(["plain", "tight", "noisy"]))
+@given(st.integers(0, 10_000), st.sampled_from(["plain", "tight", "noisy", "levers"]))
 def test_a_tuner_killed_at_any_row_still_ends_and_repeats_no_good_row(cut: int, name: str) -> None:
     world, spec = worlds()[name]
     earlier: list[ProbeRow] = study(name).rows[: cut % (len(study(name).rows) + 1)]

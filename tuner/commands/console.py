@@ -36,6 +36,14 @@ def mib(value: int | float | None) -> str:
     return "unknown" if value is None else f"{value / (1 << 20):,.0f} MiB"
 
 
+def size(value: int) -> str:
+    """`812 B`, `3.4 KiB`, `1.2 GiB`."""
+    for power, unit in ((30, "GiB"), (20, "MiB"), (10, "KiB")):
+        if value >= 1 << power:
+            return f"{value / (1 << power):,.1f} {unit}"
+    return f"{value} B"
+
+
 def clock(seconds: float) -> str:
     """`42 s`, `3 min 5 s`, `2 h 4 min`."""
     if seconds < 60:

@@ -46,7 +46,7 @@ def known_study(store: StudyStore, study: str) -> StudySpec:
 
 def winner(store: StudyStore, spec: StudySpec) -> TunedConfig:
     """The stored decision as the document `train` reads. Raises JobFailed while there is none."""
-    from tuner.commands.optimize import tuned_config
+    from tuner.export.tuned import tuned_config
     from tuner.search.selection import promise
 
     decision = store.decision(spec.name)

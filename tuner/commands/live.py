@@ -15,6 +15,8 @@ from tuner.contract.statistics import throughput
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from tuner.contract.study import StudySpec
+
 HEADS = ("#", "stage", "configuration", "outcome", "samples/s", "peak", "loss", "took")
 
 
@@ -28,9 +30,9 @@ def columns(cells: Sequence[str]) -> str:
 class LiveProbes:
     """Context manager; `begin` and `done` around each probe, `listen` for its events."""
 
-    def __init__(self, console: Console, budget_s: float) -> None:
+    def __init__(self, console: Console, spec: StudySpec) -> None:
         self._console = console
-        self._budget_s = budget_s
+        self._spec = spec
         self._status = console.status("starting", spinner="dots") if console.is_terminal else None
         self._request: ProbeRequest | None = None
         self._spent_s = 0.0
@@ -49,7 +51,7 @@ class LiveProbes:
     def earlier(self, rows: Sequence[ProbeRow]) -> None:
         """Rows of a study that is resumed."""
         for row in rows:
-            self._console.print(row_text(row), style="dim")
+            self._console.print(row_text(row, self._spec), style="dim")
         if rows:
             self._console.print(f"     (resumed: {len(rows)} points are stored and not measured again)")
         self._spent_s += sum(row.seconds for row in rows)
@@ -67,22 +69,23 @@ class LiveProbes:
 
     def done(self, rows: Sequence[ProbeRow]) -> None:
         for row in rows:
-            self._console.print(row_text(row), style=_style(row))
+            self._console.print(row_text(row, self._spec), style=_style(row))
             self._spent_s += row.seconds
 
     def _show(self, phase: str) -> None:
         if self._status is None or self._request is None:
             return
         request = self._request
-        what = request.points[0].label if request.points else request.workload
+        what = self._spec.label(request.points[0]) if request.points else request.workload
         more = f" and {len(request.points) - 1} more" if len(request.points) > 1 else ""
         spent = self._spent_s + time.monotonic() - self._since
         self._status.update(
-            f"{request.stage.value}: {what}{more} - {phase} - {clock(spent)} spent, of {clock(self._budget_s)}"
+            f"{request.stage.value}: {what}{more} - {phase} - {clock(spent)} spent, of {clock(self._spec.budget_s)}"
         )
 
 
-def row_text(row: ProbeRow) -> str:
+def row_text(row: ProbeRow, spec: StudySpec | None = None) -> str:
+    """With its study, a row also tells the options searched and the metric of a quality probe."""
     speed = "-"
     loss = "-"
     peak = "-"
@@ -96,9 +99,13 @@ def row_text(row: ProbeRow) -> str:
     if "final_loss" in row.values:
         loss = f"{row.values['final_loss']:.4f}"
     stage = row.stage.value + (f" {row.pair + 1}" if row.pair is not None else "")
-    label = row.config.label
+    label = spec.label(row.config) if spec else row.config.label
     if row.kind is ProbeKind.LR:
         label = f"{row.config.batch_label} lr {row.config.optimizer.lr:g}, seed {row.config.seed}"
+    if row.kind is ProbeKind.QUALITY:
+        label += f", seed {row.config.seed}"
+        metric = spec.quality.metric if spec and spec.quality else ""
+        speed = f"{metric} {row.values[metric]:.4g}" if metric in row.values else "-"
     cells = (str(row.number), stage, label, row.outcome.value, speed, peak, loss, f"{row.seconds:.1f}s")
     line = columns(cells)
     if row.outcome is not Outcome.OK and row.message:

@@ -7,24 +7,23 @@ import time
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, NoReturn
 
-from tuner import __version__
+from tuner.commands import answer, setup
 from tuner.commands import console as speak
-from tuner.commands import setup
 from tuner.commands.setup import Job, JobWords
 from tuner.commands.words import choice, seconds, size_bytes
 from tuner.contract.config import RunConfig
 from tuner.contract.errors import ConfigError, JobFailed, Stopped
-from tuner.contract.gpu import AUTO, DeviceInfo, GpuProfile, detected_profile, gpu_profile
-from tuner.contract.probe import Event, ProbeRow, ProgressEvent
+from tuner.contract.gpu import AUTO, DeviceInfo, GpuProfile, gpu_profile
+from tuner.contract.probe import ProbeRow
 from tuner.contract.result import OptimizeResult, SideResult, plain_json
-from tuner.contract.space import Knob, knob_value
+from tuner.contract.space import Knob, SearchSpace, knob_value
 from tuner.contract.study import MEMORY_MARGIN, Objective, SamplerName, StudySpec
-from tuner.contract.tuned import Decision, Promise, Provenance, Side, TunedConfig
+from tuner.contract.tuned import Decision, Promise, Side
+from tuner.export.tuned import origin, tuned_config, write
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -97,11 +96,11 @@ def _run(
     url = setup.storage_url(search.storage)
     store = StudyStore.open(url)
     store.deliver_spooled()
-    job = setup.understand(words, runner, search.study_file)
+    job = setup.understand(words, runner, search.study_file, search.gpu)
     spec = open_study(store, build_spec(words, search, job), search)
     timing.add("setup", time.monotonic() - timing.began)
-    introduce(spec, job, console)
-    timing.add("prepare", setup.prepare(job, words.workload, runner, _Preparing(console)))
+    answer.introduce(spec, job, console)
+    timing.add("prepare", setup.prepare(job, words.workload, runner, answer.Preparing(console)))
     loop = StudyLoop(spec, store, runner, url, console)
     loop.run()
     rows = store.rows(spec.name)
@@ -113,7 +112,7 @@ def _run(
     loop.note(decision)
     if as_json:
         speak.emit_json(plain_json(result))
-    tell(console, spec, decision, promised, result)
+    answer.tell(console, spec, decision, promised, result)
     if decision.kind == "failed":
         raise JobFailed(decision.reason)
 
@@ -140,11 +139,12 @@ def build_spec(words: JobWords, search: SearchWords, job: Job) -> StudySpec:
     device = job.description.device
     if device.problem:
         raise ConfigError(f"this machine's GPU cannot be used: {device.problem} {device.advice or ''}".rstrip())
-    target = detected_profile(device) if search.gpu == AUTO else gpu_profile(search.gpu)
+    target = job.target
     baseline = fitted_baseline(job.baseline, search, device)
     effective = None if search.effective_batch == "free" else baseline.effective_batch_size
     space, dropped = job.file.space.restrict(target, device, baseline, effective)
     check_baseline(baseline, target)
+    check_levers(space, baseline)
     return StudySpec(
         name=search.study or f"{setup.short_name(words.workload)}-{job.info.preset or 'default'}-{search.gpu}",
         workload=words.workload,
@@ -165,6 +165,9 @@ def build_spec(words: JobWords, search: SearchWords, job: Job) -> StudySpec:
         measure=job.file.measure,
         gate=job.file.gate,
         lr=job.file.lr.model_copy(update={"tune": search.tune_lr}),
+        quality=job.file.quality,
+        targets=job.file.targets,
+        tier=setup.tier_text(job),
         seed=search.seed,
     )
 
@@ -196,6 +199,17 @@ def check_baseline(baseline: RunConfig, target: GpuProfile) -> None:
         if value not in legal:
             known = ", ".join(item.value for item in legal)
             raise ConfigError(f"baseline.{knob.value}: {target.label} cannot run {value.value}; it can run: {known}")
+
+
+def check_levers(space: SearchSpace, baseline: RunConfig) -> None:
+    """The model that others are compared with must be known: its own value of every option that is searched."""
+    for name, values in space.options.items():
+        if name not in baseline.options:
+            listed = ", ".join(str(value) for value in values)
+            raise ConfigError(
+                f"space.options.{name}: which of {listed} the baseline's model has is not said; "
+                f"write it into the study file (options: {{{name}: ...}}) or name it with -o {name}=..."
+            )
 
 
 def memory_budget(target: GpuProfile, device: DeviceInfo) -> int:
@@ -230,6 +244,7 @@ def open_study(store: StudyStore, spec: StudySpec, search: SearchWords) -> Study
         "options",
         "baseline",
         "space",
+        "quality",
         "effective_batch",
         "memory_cap_bytes",
         "objective",
@@ -252,51 +267,10 @@ def open_study(store: StudyStore, spec: StudySpec, search: SearchWords) -> Study
     return stored.model_copy(update=changes)
 
 
-def introduce(spec: StudySpec, job: Job, console: Console) -> None:
-    device = spec.device
-    where = device.place if device.kind == "cuda" else f"CPU {device.place}"
-    console.print(f"tuner {job.info.name}: {job.info.summary}", style="bold")
-    if job.info.preset:
-        console.print(f"preset {job.info.preset_note}")
-    console.print(f"target {spec.target.label}, measured on {where}, torch {device.torch}")
-    if spec.transferred:
-        console.print(
-            f"The target is not this machine: its limits hold (memory, dtypes, compile modes), "
-            f"but every speed below is this machine's. Confirm on a real {spec.target.label} before you rely on it.",
-            style="yellow",
-        )
-    for item in spec.dropped:
-        console.print(f"  not tried: {item.knob.value} {item.value} - {item.reason}", style="dim")
-    kept = "free" if spec.effective_batch is None else f"{spec.effective_batch} (kept)"
-    console.print(
-        f"baseline {spec.baseline.label}, effective batch {kept}, memory budget {speak.mib(spec.memory_budget_bytes)}"
-        + (f", hard cap {speak.mib(spec.memory_cap_bytes)}" if spec.memory_cap_bytes else "")
-        + f", budget {speak.clock(spec.budget_s)}, study {spec.name}\n"
-    )
-
-
-class _Preparing:
-    """Progress of the data preparation: a line at the beginning, the middle and the end of each part."""
-
-    def __init__(self, console: Console) -> None:
-        self._console = console
-        self._shown: tuple[str, int] | None = None
-
-    def __call__(self, event: Event) -> None:
-        if not isinstance(event, ProgressEvent) or not event.total:
-            return
-        mark = (event.text, 2 * event.done // event.total)
-        if mark != self._shown:
-            self._shown = mark
-            self._console.print(f"  preparing: {event.text} {100 * event.done // event.total} %", style="dim")
-
-
 def write_best(
     search: SearchWords, spec: StudySpec, decision: Decision, promised: Promise | None, rows: Sequence[ProbeRow]
 ) -> Path | None:
     """best.<gpu>.yaml, for a winner and for an honest no gain alike; nothing when the baseline itself failed."""
-    from tuner.export.tuned import write
-
     if decision.kind == "failed" or decision.winner is None:
         return None
     path = search.out or Path("studies") / setup.short_name(spec.workload) / f"best.{search.gpu}.yaml"
@@ -304,47 +278,21 @@ def write_best(
     return path
 
 
-def tuned_config(
-    spec: StudySpec, decision: Decision, promised: Promise | None, rows: Sequence[ProbeRow]
-) -> TunedConfig:
-    assert decision.winner is not None
-    assert decision.kind != "failed"
-    environment = next(row.environment for row in rows if row.environment is not None)
-    provenance = Provenance(
-        study=spec.name,
-        target=spec.target.label,
-        measured_on=spec.device.place,
-        transfer=spec.transfer,
-        decision=decision.kind,
-        reason=decision.reason,
-        probes=len(rows),
-        baseline_digest=spec.baseline.digest(),
-        lr_note="; ".join(note for note in decision.notes if note.startswith("lr")),
-        environment=environment,
-        tuner=__version__,
-        created=datetime.now(UTC).isoformat(timespec="seconds"),
-    )
-    return TunedConfig(
-        config=decision.winner.config, promise=promised, provenance=provenance, runner_ups=decision.runner_ups
-    )
-
-
 def as_result(
     spec: StudySpec, decision: Decision, rows: Sequence[ProbeRow], path: Path | None, url: str, spent: dict[str, float]
 ) -> OptimizeResult:
+    from tuner.report.targets import target_results
+
     return OptimizeResult(
-        study=spec.name,
-        target=spec.target.label,
-        measured_on=spec.device.place,
-        transfer=spec.transfer,
+        **origin(spec, decision),
         decision=decision.kind,
-        reason=decision.reason,
         notes=decision.notes,
         probes=dict(Counter(row.outcome.value for row in rows)),
         dropped=spec.dropped,
         baseline=_side(decision.baseline),
         winner=_side(decision.winner),
         gain=decision.gain,
+        targets=target_results(spec, rows, decision),
         config_path=str(path) if path else None,
         storage=url,
         seconds=spent,
@@ -355,39 +303,6 @@ def _side(side: Side | None) -> SideResult | None:
     if side is None:
         return None
     return SideResult(config=side.config, samples_per_s=side.samples_per_s, peak_bytes=side.peak_bytes)
-
-
-def tell(
-    console: Console, spec: StudySpec, decision: Decision, promised: Promise | None, result: OptimizeResult
-) -> None:
-    """The answer, for people."""
-    console.print()
-    titles = {"winner": "bold green", "no_gain": "bold", "failed": "bold red"}
-    console.print(f"{decision.kind.replace('_', ' ')}  {decision.reason}", style=titles[decision.kind])
-    for name, side in (("baseline", decision.baseline), ("shipped", decision.winner)):
-        if side is not None:
-            console.print(
-                f"  {name:<9}{side.config.label:<44}{speak.rate(side.samples_per_s, ' samples/s'):>28}"
-                f"   peak {speak.mib(side.peak_bytes):>10}   {side.processes} fresh processes"
-            )
-    if decision.gain is not None:
-        console.print(f"  gain     {speak.gain(decision.gain)}, paired and interleaved")
-    if promised is not None:
-        pays = (
-            f"; the tuning pays for itself after {promised.break_even_samples:,} samples"
-            if promised.break_even_samples is not None
-            else ""
-        )
-        console.print(f"  promise  {promised.hours:.2f} h to {spec.baseline.horizon_samples:,} samples{pays}")
-    for note in decision.notes:
-        console.print(f"  note     {note}")
-    if result.config_path:
-        console.print(f"\nwritten  {result.config_path}")
-        console.print(f"train    tuner train --config {result.config_path}")
-        console.print(f"look     tuner report {spec.name}    tuner dashboard")
-    console.print(
-        f"took     {speak.clock(result.seconds['total'])}, {sum(result.probes.values())} measured points", style="dim"
-    )
 
 
 def _stopped(_signum: int, _frame: FrameType | None) -> NoReturn:

@@ -1,10 +1,10 @@
 """What several commands need before their own work: the store's URL, the runner, the machine and workload described,
-the study file with its preset, and the baseline made from both."""
+the study file with its tier and preset, and the baseline made from all of them."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -14,15 +14,18 @@ from tuner.contract.base import Scalar, parse
 from tuner.contract.config import RunConfig
 from tuner.contract.documents import load_document, read_file
 from tuner.contract.errors import ConfigError, WorkloadError
+from tuner.contract.gpu import AUTO, DeviceInfo, GpuProfile, detected_profile, gpu_profile
 from tuner.contract.probe import DescribeEvent, Listener, ProbeKind, ProbeLimits, ProbeRequest, Stage
 from tuner.contract.space import SearchSpace
-from tuner.contract.study import StudyFile
+from tuner.contract.study import StudyFile, Tier
 from tuner.contract.workload import WorkloadInfo
 
 if TYPE_CHECKING:
     from tuner.probe.runner import SubprocessRunner
 
 DEFAULT_STORAGE = "sqlite:///studies/studies.db"
+GIB = 1 << 30
+_KNOWN_AS = {"micro_batch_size": "micro-batch", "accumulation_steps": "accumulation"}
 
 
 @dataclass(frozen=True)
@@ -44,7 +47,11 @@ class Job:
     description: DescribeEvent
     info: WorkloadInfo
     file: StudyFile
+    """With the tier's and the preset's keys put over its own."""
     baseline: RunConfig
+    target: GpuProfile
+    tier: Tier | None = None
+    """The guide's tier that holds for the target."""
 
 
 def storage_url(storage: str | None) -> str:
@@ -72,32 +79,51 @@ def make_runner(isolation: str) -> SubprocessRunner:
     )
 
 
-def understand(words: JobWords, runner: SubprocessRunner, study_file: Path | None = None) -> Job:
-    """Describe workload and machine, choose the preset (full with CUDA, tiny without), read the study file.
+def understand(words: JobWords, runner: SubprocessRunner, study_file: Path | None = None, gpu: str = AUTO) -> Job:
+    """Describe workload and machine, choose tier and preset (full with CUDA, tiny without), read the study file.
 
+    Later ones win: the file's options, its tier's, its preset's, the command line's; likewise for the baseline.
     Raises WorkloadError when the workload cannot be imported or refuses its options, ConfigError for a bad file.
     """
-    from tuner.commands.words import assignments
     from tuner.registry import check_name
 
     check_name(words.workload)
+    typed = typed_options(words)
+    given = load_study_file(words.workload, study_file)
+    first = {**given.options, **typed}
+    description = describe(words.workload, first, runner)
+    target = target_profile(gpu, description.device)
+    chosen: dict[str, Scalar] = {}
+    if "preset" not in first and "full" in given.presets:
+        chosen["preset"] = "full" if description.device.kind == "cuda" else "tiny"
+    preset = str({**first, **chosen}.get("preset") or (description.info.preset if description.info else ""))
+    file, tier = resolved(given, preset, target)
+    options = {**file.options, **chosen, **typed}
+    if options != first:
+        description = describe(words.workload, options, runner)
+    if description.info is None:
+        raise WorkloadError(f"--workload {words.workload}: it does not describe itself")
+    baseline = merged_baseline(description.info.baseline, file, options)
+    return Job(options, description, description.info, file, baseline, target, tier)
+
+
+def typed_options(words: JobWords) -> dict[str, Scalar]:
+    """The workload's options as the command line gives them: --option, --data, --preset. Raises WorkloadError."""
+    from tuner.commands.words import assignments
+
     options = assignments(words.options, "--option")
     if words.data is not None:
         if not words.data.exists():
             raise WorkloadError(f"--data: {words.data} does not exist")
         options["data"] = str(words.data.resolve())
-    file = load_study_file(words.workload, study_file)
-    options = {**file.options, **options}
     if words.preset is not None:
         options["preset"] = words.preset
-    description = describe(words.workload, options, runner)
-    if "preset" not in options and "full" in file.presets:
-        options["preset"] = "full" if description.device.kind == "cuda" else "tiny"
-        description = describe(words.workload, options, runner)
-    if description.info is None:
-        raise WorkloadError(f"--workload {words.workload}: it does not describe itself")
-    file = with_preset(file, description.info.preset)
-    return Job(options, description, description.info, file, merged_baseline(description.info.baseline, file, options))
+    return options
+
+
+def target_profile(gpu: str, device: DeviceInfo) -> GpuProfile:
+    """What `--gpu` means on this machine."""
+    return detected_profile(device) if gpu == AUTO else gpu_profile(gpu)
 
 
 def describe(workload: str, options: Mapping[str, Scalar], runner: SubprocessRunner) -> DescribeEvent:
@@ -162,12 +188,50 @@ def short_name(workload: str) -> str:
     return workload.partition(":")[2].lower() or workload
 
 
-def with_preset(file: StudyFile, preset: str) -> StudyFile:
-    """`file` with the keys of its preset put over its own."""
-    if preset not in file.presets:
+def resolved(file: StudyFile, preset: str, target: GpuProfile) -> tuple[StudyFile, Tier | None]:
+    """`file` with the keys of the target's tier, then those of the preset, put over its own; and that tier."""
+    preset_keys = file.presets.get(preset, {})
+    tier = tier_for(_merged(file, preset_keys, f"presets.{preset}").tiers, target)
+    if tier is not None:
+        own = tier.model_dump(mode="json", exclude={"above_gib"}, exclude_unset=True)
+        file = _merged(file, own, "tiers")
+    return _merged(file, preset_keys, f"presets.{preset}"), tier
+
+
+def _merged(file: StudyFile, keys: Mapping[str, Any], place: str) -> StudyFile:
+    if not keys:
         return file
-    own = file.model_dump(mode="json", exclude={"presets"}, exclude_unset=True)
-    return parse(StudyFile, deep_merge(own, file.presets[preset]), f"study.yaml: presets.{preset}")
+    return parse(StudyFile, deep_merge(file.model_dump(mode="json", exclude_unset=True), keys), f"study.yaml: {place}")
+
+
+def tier_for(tiers: Sequence[Tier], target: GpuProfile) -> Tier | None:
+    """The first tier below the target's memory, of a list from the largest down; on a CPU the last one."""
+    if not tiers or target.memory_bytes is None:
+        return tiers[-1] if tiers else None
+    memory_gib = target.memory_bytes / GIB
+    return next((tier for tier in tiers if tier.above_gib < memory_gib), None)
+
+
+def tier_text(job: Job) -> str:
+    """`tier above 8 GiB: micro-batch 16`; what the preset or the command line put over the tier is said."""
+    if job.tier is None:
+        return ""
+    asked = {**dict(_leaves(job.tier.baseline)), **job.tier.options}
+    holds = {**dict(_leaves(job.baseline.model_dump(mode="json"))), **job.options}
+    parts = [
+        f"{_KNOWN_AS.get(name, name)} {value}" + (f" (here {holds.get(name)})" if holds.get(name) != value else "")
+        for name, value in asked.items()
+    ]
+    return f"tier above {job.tier.above_gib:g} GiB: {', '.join(parts) or 'the baseline as it is'}"
+
+
+def _leaves(tree: Mapping[str, Any], above: str = "") -> Iterator[tuple[str, Any]]:
+    """(dotted path, value) of everything in nested mappings."""
+    for key, value in tree.items():
+        if isinstance(value, dict):
+            yield from _leaves(value, f"{above}{key}.")
+        else:
+            yield f"{above}{key}", value
 
 
 def merged_baseline(baseline: RunConfig, file: StudyFile, options: Mapping[str, Scalar]) -> RunConfig:

@@ -42,7 +42,7 @@ class StudyLoop:
         """Until the planner is done."""
         rows = self._store.rows(self._spec.name)
         self._book.repair(rows, self._spec)
-        with LiveProbes(self._console, self._spec.budget_s) as live:
+        with LiveProbes(self._console, self._spec) as live:
             live.earlier(rows)
             while True:
                 plan = next_probe(self._spec, rows)
@@ -83,7 +83,7 @@ class StudyLoop:
 
     def note(self, decision: Decision) -> None:
         """The decision in words, beside the study in the dashboard."""
-        write_note(self._book.storage, self._spec, decision, len(self._store.rows(self._spec.name)))
+        write_note(self._book.storage, self._spec, decision, self._store.rows(self._spec.name))
 
 
 def refused(request: ProbeRequest, reason: str) -> ProbeReply:

@@ -104,7 +104,7 @@ class QualityConstraint(Frozen):
     not be worse than the baseline model's by more than `tolerance`, over all seeds."""
 
     metric: str
-    """A name from the workload's `evaluate`."""
+    """A name from the workload's `evaluate` or `assess`."""
     higher_is_better: bool = True
     tolerance: float = Field(default=0.0, ge=0)
     """Absolute, in the metric's own unit."""

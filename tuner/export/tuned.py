@@ -1,4 +1,5 @@
-"""TunedConfig <-> best.<gpu>.yaml, written beside and moved, so that a reader never sees half a file."""
+"""A decision as TunedConfig, and TunedConfig <-> best.<gpu>.yaml, written beside and moved, so that a reader never
+sees half a file."""
 
 from __future__ import annotations
 
@@ -6,15 +7,55 @@ import contextlib
 import json
 import os
 import tempfile
+from collections.abc import Sequence
+from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
+from tuner import __version__
 from tuner.contract.base import parse
 from tuner.contract.config import RunConfig
 from tuner.contract.documents import read_file, read_mapping, write_mapping
 from tuner.contract.errors import TunerError
-from tuner.contract.tuned import TunedConfig
+from tuner.contract.probe import ProbeRow
+from tuner.contract.study import StudySpec
+from tuner.contract.tuned import Decision, Origin, Promise, Provenance, TunedConfig
 
 SCHEMA_LINE = "yaml-language-server: $schema=../../docs/schema/tuned.json"
+
+
+def tuned_config(
+    spec: StudySpec, decision: Decision, promised: Promise | None, rows: Sequence[ProbeRow]
+) -> TunedConfig:
+    """The document of a decision that ships something."""
+    assert decision.winner is not None
+    assert decision.kind != "failed"
+    environment = next(row.environment for row in rows if row.environment is not None)
+    provenance = Provenance(
+        **origin(spec, decision),
+        decision=decision.kind,
+        probes=len(rows),
+        baseline_digest=spec.baseline.digest(),
+        lr_note="; ".join(note for note in decision.notes if note.startswith("lr")),
+        environment=environment,
+        tuner=__version__,
+        created=datetime.now(UTC).isoformat(timespec="seconds"),
+    )
+    return TunedConfig(
+        config=decision.winner.config, promise=promised, provenance=provenance, runner_ups=decision.runner_ups
+    )
+
+
+def origin(spec: StudySpec, decision: Decision) -> dict[str, Any]:
+    """The fields of `Origin`, as the YAML and `--json` both begin."""
+    return Origin(
+        study=spec.name,
+        target=spec.target.label,
+        tier=spec.tier,
+        measured_on=spec.device.place,
+        transfer=spec.transfer,
+        reason=decision.reason,
+    ).model_dump()
 
 
 def dump(tuned: TunedConfig) -> str:

@@ -12,7 +12,7 @@ import ipaddress
 import os
 import socket
 import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from http import HTTPStatus
 from socketserver import ThreadingMixIn
 from typing import TYPE_CHECKING
@@ -20,6 +20,7 @@ from urllib.parse import urlsplit
 from wsgiref.simple_server import WSGIRequestHandler, WSGIServer, make_server
 
 from tuner.contract.errors import ConfigError
+from tuner.contract.probe import ProbeRow
 from tuner.contract.study import StudySpec
 from tuner.contract.tuned import Decision
 from tuner.report.words import note
@@ -177,10 +178,10 @@ def _refuse(start_response: StartResponse, status: HTTPStatus, text: str) -> lis
     return [f"{status.value}: {text}\n".encode()]
 
 
-def write_note(storage: BaseStorage, spec: StudySpec, decision: Decision, probes: int) -> None:
-    """Put the decision beside the study in the dashboard. `probes`: how many there were. KeyError: no such study."""
+def write_note(storage: BaseStorage, spec: StudySpec, decision: Decision, rows: Sequence[ProbeRow]) -> None:
+    """Put the decision beside the study in the dashboard. `rows`: what it came from. KeyError: no such study."""
     import optuna
     from optuna_dashboard import save_note
 
     study = optuna.load_study(study_name=spec.name, storage=storage)
-    save_note(study, note(spec, decision, probes))
+    save_note(study, note(spec, decision, rows))

@@ -169,7 +169,7 @@ def gate_ratios(rows: Sequence[ProbeRow], spec: StudySpec) -> Iterable[tuple[str
         base = [speed.value for row, speed in members if same_config(row.config, spec.baseline)]
         for row, speed in members:
             if base and not same_config(row.config, spec.baseline):
-                yield row.config.label, pair, speed.value / (sum(base) / len(base))
+                yield spec.label(row.config), pair, speed.value / (sum(base) / len(base))
 
 
 def seconds_figure(data: pd.DataFrame) -> go.Figure | None:

@@ -10,6 +10,7 @@ import pandas as pd
 from tuner.contract.config import RunConfig
 from tuner.contract.measurement import Interval, Measurement, MemoryPeak
 from tuner.contract.probe import ProbeRow
+from tuner.contract.space import options_text
 from tuner.contract.statistics import throughput
 from tuner.contract.study import MEMORY_MARGIN, StudySpec
 
@@ -42,7 +43,7 @@ def _line(row: ProbeRow, spec: StudySpec) -> dict[str, Any]:
         "kind": row.kind.value,
         "outcome": row.outcome.value,
         "is_baseline": same_config(row.config, spec.baseline),
-        **_knobs(row.config),
+        **_knobs(row.config, spec),
         **_measured(row.measurement, spec),
         "seconds": row.seconds,
         "fixed_s": row.fixed_s,
@@ -54,10 +55,10 @@ def _line(row: ProbeRow, spec: StudySpec) -> dict[str, Any]:
     }
 
 
-def _knobs(config: RunConfig) -> dict[str, Any]:
+def _knobs(config: RunConfig, spec: StudySpec) -> dict[str, Any]:
     return {
-        "label": config.label,
-        "variant": variant(config),
+        "label": spec.label(config),
+        "variant": f"{variant(config)} {options_text(config.options, spec.space.options)}".rstrip(),
         "micro_batch": config.micro_batch_size,
         "accumulation": config.accumulation_steps,
         "effective_batch": config.effective_batch_size,

@@ -26,6 +26,7 @@ from tuner.contract.study import StudySpec
 from tuner.contract.tuned import Decision
 from tuner.report.figures import gate_figure, loss_figure, memory_figure, seconds_figure, throughput_figure
 from tuner.report.frame import frame
+from tuner.report.targets import reached, target_results
 from tuner.report.words import DASH, answer, reality, side_cells
 
 TEMPLATES = Path(__file__).with_name("templates")
@@ -62,7 +63,8 @@ def render(
         spec=spec,
         answer=answer(spec, decision, len(rows)),
         kind=decision.kind if decision else "open",
-        sides=_sides(decision),
+        sides=_sides(spec, decision),
+        targets=[(item.name, item.wanted, reached(item)) for item in target_results(spec, rows, decision)],
         figures=_figures(data, rows, spec, decision),
         outcomes=_outcomes(data),
         total=f"{float(data['seconds'].sum()):,.0f}",
@@ -118,12 +120,12 @@ def _script_safe(text: str) -> str:
     return text.replace("&", "\\u0026").replace("<", "\\u003c").replace(">", "\\u003e")
 
 
-def _sides(decision: Decision | None) -> list[tuple[str, str, str, str]]:
+def _sides(spec: StudySpec, decision: Decision | None) -> list[tuple[str, str, str, str]]:
     if decision is None:
         return []
-    sides = [("Baseline", *side_cells(decision.baseline))]
+    sides = [("Baseline", *side_cells(spec, decision.baseline))]
     if decision.kind == "winner":
-        sides.append(("Winner", *side_cells(decision.winner)))
+        sides.append(("Winner", *side_cells(spec, decision.winner)))
     return sides
 
 

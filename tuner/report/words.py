@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from tuner.contract.measurement import Interval
+from tuner.contract.probe import ProbeRow
 from tuner.contract.production import ProductionRun
 from tuner.contract.statistics import drift
 from tuner.contract.study import StudySpec
 from tuner.contract.tuned import Decision, Side
 from tuner.report.frame import MIB, rate
+from tuner.report.targets import reached, target_results
 
 DASH = "–"
 
@@ -29,20 +32,20 @@ class Answer:
 def answer(spec: StudySpec, decision: Decision | None, probes: int) -> Answer:
     notes = decision.notes if decision else ()
     reason = decision.reason if decision else "Run the same command again: the search goes on where it stopped."
-    return Answer(_headline(decision, probes), reason, where(spec), notes)
+    return Answer(_headline(spec, decision, probes), reason, where(spec), notes)
 
 
-def _headline(decision: Decision | None, probes: int) -> str:
+def _headline(spec: StudySpec, decision: Decision | None, probes: int) -> str:
     if decision is None:
         return f"No decision yet: {probes} probes so far."
     if decision.kind == "failed":
         return "Not even the baseline could be measured."
     if decision.kind == "no_gain" or decision.winner is None:
-        kept = f": {decision.baseline.config.label}" if decision.baseline else ""
+        kept = f": {spec.label(decision.baseline.config)}" if decision.baseline else ""
         return f"No configuration beat the baseline beyond the noise. Keep it{kept}."
     gain = f" is {percent(decision.gain)} faster than the baseline" if decision.gain else " is faster than the baseline"
-    base = f" {decision.baseline.config.label}" if decision.baseline else ""
-    return f"{decision.winner.config.label}{gain}{base}."
+    base = f" {spec.label(decision.baseline.config)}" if decision.baseline else ""
+    return f"{spec.label(decision.winner.config)}{gain}{base}."
 
 
 def where(spec: StudySpec) -> str:
@@ -76,11 +79,11 @@ def mib(value: float | None) -> str:
     return DASH if value is None else f"{value / MIB:,.0f} MiB"
 
 
-def side_cells(side: Side | None) -> tuple[str, str, str]:
+def side_cells(spec: StudySpec, side: Side | None) -> tuple[str, str, str]:
     """Configuration, samples/s, peak memory."""
     if side is None:
         return DASH, DASH, DASH
-    return side.config.label, speed(side.samples_per_s), mib(side.peak_bytes)
+    return spec.label(side.config), speed(side.samples_per_s), mib(side.peak_bytes)
 
 
 @dataclass(frozen=True)
@@ -127,12 +130,15 @@ def _signed(ratio: float | None) -> str:
     return DASH if ratio is None else f"{100 * (ratio - 1):+.1f} %"
 
 
-def note(spec: StudySpec, decision: Decision, probes: int) -> str:
+def note(spec: StudySpec, decision: Decision, rows: Sequence[ProbeRow]) -> str:
     """The decision as Markdown for the dashboard; angle brackets are escaped."""
-    said = answer(spec, decision, probes)
+    said = answer(spec, decision, len(rows))
     lines = [f"**{said.headline}**", said.reason, said.where]
     lines += [f"- {item}" for item in said.notes]
+    lines += [
+        f"Guide's target, {item.name} {item.wanted}: {reached(item)}" for item in target_results(spec, rows, decision)
+    ]
     for name, side in (("Baseline", decision.baseline), ("Winner", decision.winner)):
-        config, rate_text, peak = side_cells(side)
+        config, rate_text, peak = side_cells(spec, side)
         lines.append(f"{name}: `{config}`, {rate_text} samples/s, peak {peak}")
     return "\n\n".join(lines).replace("<", "&lt;").replace(">", "&gt;")

@@ -14,6 +14,7 @@ from tuner.contract.probe import ProbeKind, ProbeRequest, ProbeRow, Stage
 from tuner.contract.statistics import paired_gain
 from tuner.contract.study import GateSpec, Objective
 from tuner.search.history import is_ok, is_settled, rate_of
+from tuner.search.levers import lever_finalist
 from tuner.search.lr import chosen_lr
 from tuner.search.objective import production_seconds
 from tuner.search.points import Point, config_of, differences, point_of
@@ -27,6 +28,8 @@ BASELINE_ROUNDS = 3
 BETWEEN_LOOKS = 2
 ALIKE = 0.99
 """Share of the largest gain from which two finalists count as equally fast."""
+MODEL_CHANGE = 100
+"""Settings that another model counts for among finalists that are equally fast: the unchanged one is preferred."""
 VOID_ROUNDS = 2
 """Rounds the reference may fail in before the gate is given up."""
 
@@ -49,12 +52,14 @@ class Contest:
 def contest(s: Situation) -> Contest:
     """From the search's rows alone, so that it does not change while the gate runs."""
     spec = s.view.spec
-    points = finalists(s)
     lr = chosen_lr(s.history.search, spec)
-    sides = (config_of(spec, s.forecast.reference), *(_with_lr(config_of(spec, point), lr) for point in points))
-    looks = looks_of(spec.gate) if points else ()
+    configs = [_with_lr(config_of(spec, point), lr) for point in finalists(s)]
+    if (changed := lever_finalist(s)) is not None:
+        configs.append(changed)  # with the lr its quality was measured at
+    sides = (config_of(spec, s.forecast.reference), *configs)
+    looks = looks_of(spec.gate) if configs else ()
     rounds = max(looks) if looks else min(BASELINE_ROUNDS, spec.gate.min_pairs)
-    tests = max(1, len(points) * len(looks))
+    tests = max(1, len(configs) * len(looks))
     return Contest(sides, rounds, looks, 1 - spec.gate.alpha / tests)
 
 
@@ -123,8 +128,9 @@ class Standing:
         gain = self.won[finalist].value
         if gain < ALIKE * best:
             return True, -gain
-        reference, own = (point_of(self.contest.sides[side]) for side in (0, finalist))
-        return False, float(differences(reference, own))
+        before, after = (self.contest.sides[side] for side in (0, finalist))
+        model = MODEL_CHANGE if before.options != after.options else 0
+        return False, float(model + differences(point_of(before), point_of(after)))
 
 
 def standing(s: Situation) -> Standing:

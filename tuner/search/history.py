@@ -23,6 +23,7 @@ SEARCH_STAGES = frozenset(
         Stage.BATCH,
         Stage.VERIFY,
         Stage.POLISH,
+        Stage.QUALITY,
         Stage.LR,
         Stage.SAMPLER,
     }
@@ -79,9 +80,11 @@ class History:
         self.search = tuple(row for row in self.rows if row.stage in SEARCH_STAGES)
         self.gate = tuple(row for row in self.rows if row.stage is Stage.GATE)
         self.soak = tuple(row for row in self.rows if row.stage is Stage.SOAK)
+        self.quality = tuple(row for row in self.rows if row.stage is Stage.QUALITY)
+        """Apart from the others: they are of other models, or of no use for speed."""
         self._asked: defaultdict[tuple[ProbeKind, Point], list[ProbeRow]] = defaultdict(list)
         for row in self.search:
-            if row.kind is not ProbeKind.LR:
+            if row.stage not in (Stage.LR, Stage.QUALITY):
                 self._asked[row.kind, point_of(row.config)].append(row)
 
     @cached_property

@@ -14,6 +14,7 @@ from tuner.contract.probe import ProbeKind, ProbeRequest, ProbeRow, Stage
 from tuner.contract.space import Knob, with_knobs
 from tuner.contract.study import SamplerName, StudySpec
 from tuner.search.gate import contest, soak, standing
+from tuner.search.levers import lever_stage
 from tuner.search.lr import lr_stage
 from tuner.search.points import lr_rule, point_of
 from tuner.search.refine import polish, verify
@@ -38,7 +39,7 @@ class Done:
 
 
 def next_probe(spec: StudySpec, rows: Sequence[ProbeRow]) -> ProbeRequest | Ask | Done:
-    """The next request of the study: baseline, the search's stages, lr, ship gate, soak.
+    """The next request of the study: baseline, the search's stages, quality of other models, lr, ship gate, soak.
 
     The search ends when no unmeasured configuration could beat the best by 1 %, or with the budget, of which the
     cost of the gate is kept free. Once the gate has begun the search is closed.
@@ -56,9 +57,11 @@ def next_probe(spec: StudySpec, rows: Sequence[ProbeRow]) -> ProbeRequest | Ask 
 def _searched(s: Situation) -> ProbeRequest | Ask | None:
     if s.history.gate or s.history.soak:
         return None
-    lr_begun = any(row.kind is ProbeKind.LR for row in s.history.search)
-    if not lr_begun and (found := _search(s)) is not None:
+    begun = {row.stage for row in s.history.search}
+    if not begun & {Stage.QUALITY, Stage.LR} and (found := _search(s)) is not None:
         return found
+    if Stage.LR not in begun and (request := lever_stage(s)) is not None:
+        return request
     return lr_stage(s)
 
 

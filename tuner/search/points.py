@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
+from tuner.contract.base import Scalar
 from tuner.contract.config import CompileMode, OptimizerConfig, OptimizerName, Precision, RunConfig
 from tuner.contract.space import Knob, with_knobs
 from tuner.contract.study import StudySpec
 
 IDLE_PREFETCH = 2
 """The value prefetch takes where no worker exists and it has no effect."""
+
+
+MOST_MODELS = 6
+"""Models besides the baseline's that a study tries: each takes as many trainings as there are seeds."""
 
 
 class Variant(NamedTuple):
@@ -135,6 +141,22 @@ def worker_values(spec: StudySpec) -> tuple[int, ...]:
 
 def prefetch_values(spec: StudySpec) -> tuple[int, ...]:
     return tuple(sorted(set(spec.space.values(Knob.PREFETCH_FACTOR, spec.baseline))))
+
+
+def all_models(spec: StudySpec) -> list[dict[str, Scalar]]:
+    """The options of every model besides the baseline's, in the order of the study file."""
+    own = spec.baseline.options
+    names = list(spec.space.options)
+    values = [
+        listed if own.get(name) in listed else (own.get(name), *listed) for name, listed in spec.space.options.items()
+    ]
+    models = [{**own, **dict(zip(names, choice, strict=True))} for choice in itertools.product(*values)]
+    return [model for model in models if model != own]
+
+
+def other_models(spec: StudySpec) -> list[dict[str, Scalar]]:
+    """Those of `all_models` that are tried."""
+    return all_models(spec)[:MOST_MODELS]
 
 
 def smaller_cuts(point: Point) -> Iterator[Point]:

@@ -11,6 +11,7 @@ from tuner.contract.probe import ProbeKind
 from tuner.contract.space import Knob, knob_value
 from tuner.search.forecast import MISFIT
 from tuner.search.gate import Standing
+from tuner.search.levers import evidence, lever_notes, model_change
 from tuner.search.lr import lr_notes
 from tuner.search.points import Point, micro_values
 from tuner.search.situation import Situation
@@ -35,7 +36,7 @@ LOADER_BOUND = 1.0
 
 
 def changes(before: RunConfig, after: RunConfig) -> str:
-    """`batch 8x2 -> 16x1, loader workers 0 -> 2`."""
+    """`Changed: batch 8x2 -> 16x1, loader workers 0 -> 2.`; options, which are the model, apart (`model_changed`)."""
     found = []
     if before.batch_label != after.batch_label:
         found.append(f"batch {before.batch_label} -> {after.batch_label} (micro-batch x accumulation)")
@@ -44,7 +45,17 @@ def changes(before: RunConfig, after: RunConfig) -> str:
         idle = knob is Knob.PREFETCH_FACTOR and not (before.loader.num_workers and after.loader.num_workers)
         if old != new and not idle:
             found.append(f"{name} {_word(old)} -> {_word(new)}")
-    return "Changed: " + (", ".join(found) or "nothing")
+    if not found and before.options != after.options:
+        return "Nothing else was changed."
+    return f"Changed: {', '.join(found) or 'nothing'}."
+
+
+def model_changed(s: Situation, after: RunConfig) -> str:
+    """Aloud, where the model itself is another; empty where it is not."""
+    before = s.view.spec.baseline.options
+    if after.options == before:
+        return ""
+    return f"The MODEL itself was changed: {model_change(before, after.options)} ({evidence(s, after.options)})."
 
 
 def _word(value: Any) -> str:
@@ -123,6 +134,7 @@ def _equivalence_notes(view: View) -> Iterator[str]:
 
 def search_notes(s: Situation) -> Iterator[str]:
     """Notes on how the search went."""
+    yield from lever_notes(s)
     yield from lr_notes(s.history.search, s.view.spec)
     for point, why_not in compile_plan(s):
         if why_not:
@@ -139,9 +151,9 @@ def search_notes(s: Situation) -> Iterator[str]:
         yield f"contended: {contended} measurements were disturbed by something else on this machine"
 
 
-def gate_notes(state: Standing) -> Iterator[str]:
+def gate_notes(s: Situation, state: Standing) -> Iterator[str]:
     for finalist, why in state.out.items():
-        yield f"finalist {state.contest.sides[finalist].label}: out, {why}"
+        yield f"finalist {s.view.spec.label(state.contest.sides[finalist])}: out, {why}"
     if state.contest.looks:
         tests = len(state.contest.finalists) * len(state.contest.looks)
         yield (

@@ -47,7 +47,7 @@ def make_request(
         kind=kind,
         stage=stage,
         workload=spec.workload,
-        options=spec.options,
+        options=configs[0].options or spec.options,
         points=tuple(configs),
         limits=limits_for(spec, kind, stage),
         device=spec.device.kind,

@@ -58,22 +58,21 @@ def _winner(s: Situation, state: Standing, side: int) -> Decision:
     reference, winner = state.contest.sides[0], state.contest.sides[side]
     gain = state.won[side]
     fresh = len(gate_rows(s.history.gate, winner)) + len(gate_rows(s.history.gate, reference))
-    reason = " ".join(
-        (
-            f"{_sentence(reasons.changes(reference, winner))}",
-            f"Gain {reasons.times(gain)} over the {reasons.reference_name(s)}, from {len(state.pairs[side])} "
-            f"interleaved pairs in {fresh} fresh processes.",
-            reasons.limit(s, point_of(winner)),
-        )
+    parts = (
+        reasons.model_changed(s, winner),
+        reasons.changes(reference, winner),
+        f"Gain {reasons.times(gain)} over the {reasons.reference_name(s)}, from {len(state.pairs[side])} "
+        f"interleaved pairs in {fresh} fresh processes.",
+        reasons.limit(s, point_of(winner)) if winner.options == reference.options else "",
     )
     return Decision(
         kind="winner",
-        reason=reason.strip(),
+        reason=" ".join(part for part in parts if part),
         baseline=fresh_side(s, reference),
         winner=fresh_side(s, winner),
         gain=gain,
         runner_ups=_runner_ups(s, state, side),
-        notes=(*reasons.study_notes(s.view), *reasons.search_notes(s), *reasons.gate_notes(state)),
+        notes=(*reasons.study_notes(s.view), *reasons.search_notes(s), *reasons.gate_notes(s, state)),
     )
 
 
@@ -89,7 +88,7 @@ def _no_gain(s: Situation, state: Standing) -> Decision:
         winner=side,
         gain=gain,
         runner_ups=_runner_ups(s, state, 0),
-        notes=(*reasons.study_notes(s.view), *reasons.search_notes(s), *reasons.gate_notes(state), *_soak_notes(s)),
+        notes=(*reasons.study_notes(s.view), *reasons.search_notes(s), *reasons.gate_notes(s, state), *_soak_notes(s)),
     )
 
 
@@ -121,7 +120,7 @@ def _why_no_gain(s: Situation, state: Standing, best: int | None) -> str:
         return f"No gain: {next(iter(state.out.values()), 'no finalist completed a pair')}."
     gain = state.gain(best)
     assert gain is not None
-    label = state.contest.sides[best].label
+    label = s.view.spec.label(state.contest.sides[best])
     return (
         f"No gain beyond the noise: the best candidate ({label}) reached {reasons.times(gain)} of the {name} in "
         f"{len(state.pairs[best])} interleaved pairs of fresh processes; at least "
@@ -162,7 +161,8 @@ def gate_rows(rows: Sequence[ProbeRow], config: RunConfig) -> list[ProbeRow]:
 def fresh_rows(s: Situation, config: RunConfig) -> list[ProbeRow]:
     """Fresh measurements of `config`: gate and soak; of a gate that never began, the search's own."""
     found = gate_rows([*s.history.gate, *s.history.soak], config)
-    return found or list(s.forecast.rows.get(point_of(config), ()))
+    known = config.options == s.view.spec.baseline.options
+    return found or (list(s.forecast.rows.get(point_of(config), ())) if known else [])
 
 
 def fresh_side(s: Situation, config: RunConfig) -> Side:
@@ -188,7 +188,8 @@ def _peaks(rows: Sequence[ProbeRow]) -> list[MemoryPeak]:
 
 
 def _runner_ups(s: Situation, state: Standing, shipped: int) -> tuple[RunConfig, ...]:
-    """Other finalists still sound, then other measured configurations, best first."""
+    """Other finalists still sound, then other measured configurations, best first; never of another model, as
+    production may fall back on them by itself."""
     sound = [state.contest.sides[i] for i in state.contest.finalists if i != shipped and i not in state.out]
     failed = {state.contest.sides[i].digest() for i in state.out}
     ranked = sorted(s.forecast.rates, key=s.forecast.measured_worth, reverse=True)
@@ -196,7 +197,8 @@ def _runner_ups(s: Situation, state: Standing, shipped: int) -> tuple[RunConfig,
     found: dict[str, RunConfig] = {}
     for config in (*sound, *measured):
         digest = config.digest()
-        if digest not in failed and config != state.contest.sides[shipped]:
+        same_model = config.options == state.contest.sides[shipped].options
+        if same_model and digest not in failed and config != state.contest.sides[shipped]:
             found.setdefault(digest, config)
     return tuple(found.values())[:RUNNER_UPS]
 

@@ -1,0 +1,106 @@
+"""What `tuner optimize` says to people: what it is about to search, how the preparation goes, and the answer."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from tuner.commands import console as speak
+from tuner.commands.setup import Job
+from tuner.contract.probe import Event, ProgressEvent
+from tuner.contract.result import OptimizeResult
+from tuner.contract.space import SearchSpace
+from tuner.contract.study import QualityConstraint, StudySpec
+from tuner.contract.tuned import Decision, Promise
+from tuner.report.targets import in_words
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+
+def introduce(spec: StudySpec, job: Job, console: Console) -> None:
+    """The job, the target, and what is searched from where."""
+    device = spec.device
+    where = device.place if device.kind == "cuda" else f"CPU {device.place}"
+    console.print(f"tuner {job.info.name}: {job.info.summary}", style="bold")
+    if job.info.preset:
+        console.print(f"preset {job.info.preset_note}")
+    console.print(f"target {spec.target.label}, measured on {where}, torch {device.torch}")
+    if spec.transferred:
+        console.print(
+            f"The target is not this machine: its limits hold (memory, dtypes, compile modes), "
+            f"but every speed below is this machine's. Confirm on a real {spec.target.label} before you rely on it.",
+            style="yellow",
+        )
+    if spec.tier:
+        console.print(spec.tier)
+    if spec.quality is not None and spec.space.options:
+        console.print(f"the model itself may change: {condition(spec.space, spec.quality)}")
+    for item in spec.dropped:
+        console.print(f"  not tried: {item.knob.value} {item.value} - {item.reason}", style="dim")
+    kept = "free" if spec.effective_batch is None else f"{spec.effective_batch} (kept)"
+    console.print(
+        f"baseline {spec.label(spec.baseline)}, effective batch {kept}, "
+        f"memory budget {speak.mib(spec.memory_budget_bytes)}"
+        + (f", hard cap {speak.mib(spec.memory_cap_bytes)}" if spec.memory_cap_bytes else "")
+        + f", budget {speak.clock(spec.budget_s)}, study {spec.name}\n"
+    )
+
+
+def condition(space: SearchSpace, quality: QualityConstraint) -> str:
+    """`width 16, 32; only if accuracy after 4,096 samples is at most 0.01 worse, over 3 seeds`."""
+    levers = ", ".join(f"{name} {', '.join(map(str, values))}" for name, values in space.options.items())
+    return (
+        f"{levers}; only if {quality.metric} after {quality.samples:,} samples is at most {quality.tolerance:g} worse, "
+        f"over {quality.seeds} seeds"
+    )
+
+
+class Preparing:
+    """Progress of the data preparation: a line at the beginning, the middle and the end of each part."""
+
+    def __init__(self, console: Console) -> None:
+        self._console = console
+        self._shown: tuple[str, int] | None = None
+
+    def __call__(self, event: Event) -> None:
+        if not isinstance(event, ProgressEvent) or not event.total:
+            return
+        mark = (event.text, 2 * event.done // event.total)
+        if mark != self._shown:
+            self._shown = mark
+            self._console.print(f"  preparing: {event.text} {100 * event.done // event.total} %", style="dim")
+
+
+def tell(
+    console: Console, spec: StudySpec, decision: Decision, promised: Promise | None, result: OptimizeResult
+) -> None:
+    """The answer, for people."""
+    console.print()
+    titles = {"winner": "bold green", "no_gain": "bold", "failed": "bold red"}
+    console.print(f"{decision.kind.replace('_', ' ')}  {decision.reason}", style=titles[decision.kind])
+    for name, side in (("baseline", decision.baseline), ("shipped", decision.winner)):
+        if side is not None:
+            console.print(
+                f"  {name:<9}{spec.label(side.config):<44}{speak.rate(side.samples_per_s, ' samples/s'):>28}"
+                f"   peak {speak.mib(side.peak_bytes):>10}   {side.processes} fresh processes"
+            )
+    if decision.gain is not None:
+        console.print(f"  gain     {speak.gain(decision.gain)}, paired and interleaved")
+    if promised is not None:
+        pays = (
+            f"; the tuning pays for itself after {promised.break_even_samples:,} samples"
+            if promised.break_even_samples is not None
+            else ""
+        )
+        console.print(f"  promise  {promised.hours:.2f} h to {spec.baseline.horizon_samples:,} samples{pays}")
+    if result.targets:
+        console.print(f"  guide's targets: {in_words(result.targets)}")
+    for note in decision.notes:
+        console.print(f"  note     {note}")
+    if result.config_path:
+        console.print(f"\nwritten  {result.config_path}")
+        console.print(f"train    tuner train --config {result.config_path}")
+        console.print(f"look     tuner report {spec.name}    tuner dashboard")
+    console.print(
+        f"took     {speak.clock(result.seconds['total'])}, {sum(result.probes.values())} measured points", style="dim"
+    )
