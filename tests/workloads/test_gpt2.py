@@ -11,7 +11,6 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -45,15 +44,6 @@ Gpt2({}).prepare(Path(sys.argv[1]), lambda *said: print(*said, flush=True))
 
 def quiet(done: int, total: int, text: str) -> None:
     """Progress nobody reads."""
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Iterator[None]:
-    """Tests share their machine, and threads that wait for each other make a busy one crawl."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import csv
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
@@ -36,15 +36,6 @@ TIERS = {  # the guide's sizes: parameters with 6 and with 32 channels, 7 classe
 
 def quiet(done: int, total: int, text: str) -> None:
     """Progress nobody reads."""
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Iterator[None]:
-    """Tests share their machine, and threads that wait for each other make a busy one crawl."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")

@@ -6,7 +6,6 @@ import csv
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -32,15 +31,6 @@ OPTIONS: dict[str, Scalar] = {"vae_steps": 4}
 
 def quiet(done: int, total: int, text: str) -> None:
     """Progress nobody reads."""
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Iterator[None]:
-    """Tests share their machine, and threads that wait for each other make a busy one crawl."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")

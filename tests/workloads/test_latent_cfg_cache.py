@@ -7,7 +7,6 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -29,14 +28,6 @@ from workloads.latent_cfg.workload import LatentCfg
 job = LatentCfg({"data": sys.argv[2], "vae_steps": int(sys.argv[3])})
 job.prepare(Path(sys.argv[1]), lambda *said: print(*said, flush=True))
 """
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -20,14 +20,6 @@ from workloads.latent_cfg.classifier import Classifier, train_classifier
 from workloads.latent_cfg.judge import measure_held_out, nearest_training
 from workloads.latent_cfg.latent_file import LatentFile
 from workloads.latent_cfg.workload import LatentCfg
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def some_latents(count: int, seed: int, size: int = 8) -> tuple[Tensor, Tensor]:

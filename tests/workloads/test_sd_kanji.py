@@ -7,7 +7,7 @@ import math
 import os
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
@@ -32,15 +32,6 @@ from workloads.sd_kanji.workload import SdKanji
 
 ROOT = Path(__file__).resolve().parents[2]
 OPTIONS: dict[str, Scalar] = {"sample_steps": 2}
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Iterator[None]:
-    """Tests share their machine, and threads that wait for each other make a busy one crawl."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")
