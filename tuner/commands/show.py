@@ -65,6 +65,6 @@ def _one(store: StudyStore, study: str, probes: bool, console: Console, *, as_js
     if probes:
         console.print(columns(HEADS), style="bold")
         for row in rows:
-            console.print(row_text(row))
+            console.print(row_text(row, spec))
     for run in runs:
         console.print(f"run {run.id}: {run.status}, {run.out_dir}")
