@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +25,7 @@ from tuner.engine.memory import PeakMemory
 from tuner.engine.meter import Meter
 from tuner.engine.record import StepRecord, judge_warmup
 from tuner.engine.step import TOTAL, StepResult
+from tuner.engine.table import SAMPLES, Row
 from tuner.engine.telemetry import TelemetrySampler
 from tuner.engine.trainer import Trainer
 
@@ -75,14 +76,19 @@ def _soak(bench: Bench, trainer: Trainer) -> None:
     """What makes production's peak: evaluation, samples and their assessment, curves and a checkpoint."""
     with tempfile.TemporaryDirectory(prefix="tuner-soak-") as folder:
         with bench.phases.during("evaluate"):
-            judging.evaluate(trainer, SOAK_BATCHES)
+            found = judging.evaluate(trainer, SOAK_BATCHES)
         with bench.phases.during("sample"):
             judging.write_samples(trainer, Path(folder) / "samples")
-            draw_curves([], [], Path(folder) / "curves.png")
         with bench.phases.during("assess"), judging.tolerated("the assessment", bench.emit):
-            judging.assess(trainer, Path(folder) / "samples")
+            found |= judging.assess(trainer, Path(folder) / "samples")
+        with bench.phases.during("sample"):  # a panel for each figure, as production will have: many take memory
+            draw_curves([], [[_as_row(found)]], Path(folder) / "curves.png")
         with bench.phases.during("checkpoint"):
             Checkpointer(Path(folder) / "checkpoints").save(trainer.state_dict())
+
+
+def _as_row(figures: Mapping[str, float]) -> Row:
+    return {SAMPLES: "1", **{name: f"{value:.9g}" for name, value in figures.items()}}
 
 
 def end_to_end(bench: Bench) -> None:
