@@ -13,16 +13,20 @@ from tuner.search.history import History
 SOAK_PATIENCE = 3
 """A soak's phases (evaluation, sampling, checkpoint write) may be silent this much longer."""
 
+NEVER_NARROW = 1e-9
+"""Half-width at which the gate may stop early: its figures become the promise of a long run, and a lucky second has a
+narrow interval too."""
+
 
 def limits_for(spec: StudySpec, kind: ProbeKind, stage: Stage) -> ProbeLimits:
-    measure = spec.measure
+    measure, half_width = spec.measure, spec.measure.half_width
     seconds = measure.compute_s if kind in (ProbeKind.COMPUTE, ProbeKind.LOADER) else measure.measure_s
     if stage in (Stage.GATE, Stage.SOAK):
-        seconds = spec.gate.measure_s
+        seconds, half_width = spec.gate.measure_s, NEVER_NARROW
     return ProbeLimits(
         measure_s=seconds,
         min_steps=measure.min_steps,
-        half_width=measure.half_width,
+        half_width=half_width,
         deadline_s=measure.deadline_s * (SOAK_PATIENCE if stage is Stage.SOAK else 1),
         memory_bytes=spec.memory_cap_bytes,
     )
