@@ -46,7 +46,12 @@ Options = Annotated[
     list[str] | None,
     typer.Option("--option", "-o", metavar="KEY=VALUE", help="An option of the workload itself; repeatable."),
 ]
-Preset = Annotated[str | None, typer.Option(help="tiny or full.", show_default="full with CUDA, tiny without")]
+Preset = Annotated[
+    str | None,
+    typer.Option(
+        help="tiny or full, or another size that the workload has.", show_default="full with CUDA, tiny without"
+    ),
+]
 Data = Annotated[Path | None, typer.Option(help="Your own data, in the workload's format.")]
 Isolation = Annotated[str, typer.Option(help="forkserver (imports once) or fresh (a new interpreter per probe).")]
 

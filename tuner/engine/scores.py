@@ -89,7 +89,7 @@ def write_quality(metrics: Mapping[str, float], trivial: Mapping[str, Trivial], 
         if known is None:
             rows.append((name, f"{value:.9g}", "", "", "", ""))
         else:
-            better = is_better(value, known.value, higher=known.higher_is_better)
+            better = known.beaten_by(value)
             direction = "yes" if known.higher_is_better else "no"
             verdict = "yes" if better else "no"
             rows.append((name, f"{value:.9g}", f"{known.value:.9g}", known.text, direction, verdict))
