@@ -76,11 +76,16 @@ def optimize(
     ] = None,
     probes: Annotated[int | None, typer.Option(min=1, help="At most this many probes in the search.")] = None,
     sampler: Annotated[str, typer.Option(help="staged (ours), or Optuna's tpe, gp, random for comparison.")] = "staged",
-    objective: Annotated[str, typer.Option(help="time (whole production run) or throughput.")] = "time",
+    objective: Annotated[
+        str, typer.Option(help="time (whole production run), throughput, goodput, memory or energy.")
+    ] = "time",
     effective_batch: Annotated[str, typer.Option(help="keep (the baseline's), free, or a number.")] = "keep",
     micro_batch: Annotated[int | None, typer.Option(help="Micro-batch size of the baseline.")] = None,
     memory_cap: Annotated[str | None, typer.Option(help="Hard memory limit of every probe: 300MiB, 4GiB.")] = None,
     tune_lr: Annotated[bool, typer.Option("--tune-lr", help="Let the lr stage replace the baseline's lr.")] = False,
+    aa: Annotated[
+        bool, typer.Option("--aa", help="Tune the baseline against itself: an honest answer is no gain.")
+    ] = False,
     preset: Preset = None,
     data: Data = None,
     option: Options = None,
@@ -114,6 +119,7 @@ def optimize(
             tune_lr=tune_lr,
             out=out,
             seed=seed,
+            aa=aa,
         ),
         as_json=json,
     )
@@ -181,7 +187,9 @@ def probe(
     workload: Workload,
     kind: Annotated[
         str | None,
-        typer.Option(help="end_to_end, compute, loader, equivalence, trace, lr or profile.", show_default="end_to_end"),
+        typer.Option(
+            help="end_to_end, compute, loader, equivalence, trace, lr, noise or profile.", show_default="end_to_end"
+        ),
     ] = None,
     profile: Annotated[
         bool, typer.Option("--profile", help="Where a step's time goes: a table, and a trace to open.")
@@ -256,6 +264,28 @@ def show(
     from tuner.commands import show as command
 
     command.run(study, probes, storage, as_json=json)
+
+
+@app.command(
+    epilog="Examples:\n\n"
+    "    tuner explain latent_cfg-tiny-p100\n\n"
+    "    tuner explain --config studies/latent_cfg/best.p100.yaml --out why"
+)
+def explain(
+    study: Annotated[
+        str | None, typer.Argument(help="A study in the store.", show_default="the only one, or the config's")
+    ] = None,
+    config: Annotated[
+        Path | None, typer.Option("--config", "-c", help="best.GPU.yaml: explain this one of its study.")
+    ] = None,
+    out: Annotated[Path | None, typer.Option(help="Folder for a page and three pictures.", show_default="none")] = None,
+    storage: Storage = None,
+    json: Json = False,
+) -> None:
+    """Why this configuration: what limits it, what was measured, what would make it faster."""
+    from tuner.commands import explain as command
+
+    command.run(study, config, out, storage, as_json=json)
 
 
 @app.command()

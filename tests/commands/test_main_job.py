@@ -9,9 +9,11 @@ import sys
 import time
 from pathlib import Path
 
+import optuna
 import psutil
 
 from tests.conftest import Ran, RunTuner, tuner_environment
+from tuner.store.trials import open_storage
 
 TOY = "tests.toys:Toy"
 QUICK = """
@@ -61,6 +63,16 @@ def test_optimize_then_train_then_look(tuner: RunTuner, tmp_path: Path) -> None:
     assert again.code == 0, again.err
     assert "micro_batch_size" in (tmp_path / "again.yaml").read_text()
     assert tuner("export", study, "--format", "csv").out.count("\n") > 5
+    assert_pareto_study(f"sqlite:///{tmp_path}/studies/studies.db", study)
+
+
+def assert_pareto_study(url: str, name: str) -> None:
+    """What the dashboard shows beside the study."""
+    study = optuna.load_study(study_name=f"{name}-pareto", storage=open_storage(url))
+    assert study.best_trials
+    assert study.metric_names is not None
+    assert study.metric_names[:2] == ["samples/s", "peak MiB"]
+    assert [trial.user_attrs["baseline"] for trial in study.trials].count(True) == 1
 
 
 def test_the_same_command_after_the_end_measures_nothing_again(tuner: RunTuner, tmp_path: Path) -> None:

@@ -21,6 +21,7 @@ from tuner.contract.space import SearchSpace
 from tuner.contract.study import LrSpec, StudySpec
 from tuner.contract.tuned import Decision
 from tuner.search.planner import Ask, Done, next_probe, sampler_request
+from tuner.search.sampler import proposed
 from tuner.search.selection import select
 
 GIB = 1 << 30
@@ -55,6 +56,8 @@ class World:
     """lr -> first and final loss."""
     model_factor: Callable[[Mapping[str, Scalar]], float] = lambda options: 1.0
     """Options -> factor on compute time and on memory per sample."""
+    noise_scale: float | None = 500.0
+    """Gradient noise scale in samples; None = it cannot be told."""
     score: Callable[[Mapping[str, Scalar], int], float] = lambda options, seed: 0.0
     """Options and seed -> the metric `score` after training."""
 
@@ -90,6 +93,10 @@ class World:
         share = 0.3 if config.gradient_checkpointing else 1.0
         model = self.model_factor(config.options)
         return self.fixed_bytes + share * self.sample_bytes * model * config.micro_batch_size
+
+    def traced_bytes(self, config: RunConfig) -> float:
+        """Live tensors alone: neither the allocator's waste nor what is held outside it."""
+        return (self.peak_bytes(config) - 0.7 * self.fixed_bytes) / 1.15
 
 
 class SimulatedRunner:
@@ -130,13 +137,18 @@ class SimulatedRunner:
         self, request: ProbeRequest, config: RunConfig, index: int, drift: float, rng: np.random.Generator
     ) -> PointReply:
         fault = self._fault(request, config, len(self.requests) - 1)
-        if fault is None and request.kind is not ProbeKind.LOADER:
+        if fault is None and request.kind not in (ProbeKind.LOADER, ProbeKind.TRACE):
             fault = Outcome.OOM_DEVICE if self._world.peak_bytes(config) > self._world.capacity_bytes else None
         if fault is not None:
             return PointReply(index=index, outcome=fault, message=f"injected {fault.value}", seconds=1.0)
         if request.kind is ProbeKind.EQUIVALENCE:
             values = {"relative_l2": self._world.relative_l2} if index else {}
             return PointReply(index=index, outcome=Outcome.OK, values=values, seconds=0.6)
+        if request.kind is ProbeKind.TRACE:
+            values = {"predicted_peak_bytes": self._world.traced_bytes(config)}
+            return PointReply(index=index, outcome=Outcome.OK, values=values, seconds=1.0)
+        if request.kind is ProbeKind.NOISE:
+            return self._noise(request, config, index)
         if request.kind is ProbeKind.LR:
             return self._losses(request, config, index, rng)
         if request.kind is ProbeKind.QUALITY:
@@ -148,6 +160,14 @@ class SimulatedRunner:
         return PointReply(
             index=index, outcome=Outcome.OK, measurement=measurement, seconds=seconds, environment=ENVIRONMENT
         )
+
+    def _noise(self, request: ProbeRequest, config: RunConfig, index: int) -> PointReply:
+        assert request.samples is not None
+        phi, values = self._world.noise_scale, {"noise_low": 40.0, "warm_samples": float(request.samples)}
+        if phi is not None:
+            values |= {"noise_scale": phi, "noise_low": 0.8 * phi, "noise_high": 1.3 * phi}
+        seconds = request.samples / self._world.rate(config)
+        return PointReply(index=index, outcome=Outcome.OK, values=values, seconds=seconds)
 
     def _losses(self, request: ProbeRequest, config: RunConfig, index: int, rng: np.random.Generator) -> PointReply:
         first, final = self._world.losses(config.optimizer.lr)
@@ -281,7 +301,6 @@ def drive(
         if isinstance(plan, Done):
             return Ended(spec, kept, runner.requests, plan.reason, select(kept, spec))
         if isinstance(plan, Ask):
-            assert propose is not None
-            plan = sampler_request(spec, kept, propose(turn))
+            plan = sampler_request(spec, kept, propose(turn)) if propose else proposed(spec, kept)
         kept += rows_of(plan, runner.run(plan), len(kept))
     raise AssertionError(f"the planner asked for more than {most} probes")

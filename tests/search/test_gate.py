@@ -11,7 +11,7 @@ from tuner.contract.measurement import Measurement, MemoryPeak, Outcome
 from tuner.contract.probe import ProbeKind, ProbeRequest, ProbeRow, Stage
 from tuner.contract.study import GateSpec, StudySpec
 from tuner.contract.tuned import Decision
-from tuner.search.gate import looks_of
+from tuner.search.gate import looks_of, order_of
 from tuner.search.planner import next_probe
 from tuner.search.selection import select
 
@@ -78,16 +78,22 @@ def test_whole_studies_of_a_flat_world_end_without_a_gain() -> None:
     assert kinds.count("winner") <= 1
 
 
-def test_rounds_alternate_their_order() -> None:
-    ended = drive(make_spec(), World(flag_factors={Precision.FP16: 0.8, "fused": 0.96}))
+def test_the_order_in_a_round_is_drawn_by_lot_and_the_same_when_asked_again() -> None:
+    spec = make_spec()
+    ended = drive(spec, World(flag_factors={Precision.FP16: 0.8, "fused": 0.96}))
     rounds: dict[int, list[str]] = {}
     for request in ended.of_stage("gate"):
         assert request.pair is not None
         assert request.reference
         rounds.setdefault(request.pair, []).append(request.points[0].digest())
     assert len(rounds[0]) >= 2
-    assert rounds[0] == rounds[1][::-1] == rounds[2]
     assert ended.spec.baseline.digest() in rounds[0]
+    assert all(order in (rounds[0], rounds[0][::-1]) for order in rounds.values())
+    drawn = [order_of(spec, [1], number) for number in range(200)]
+    assert drawn == [order_of(spec, [1], number) for number in range(200)]
+    assert 70 <= drawn.count([1, 0]) <= 130
+    other = [order_of(make_spec(seed=1), [1], number) for number in range(200)]
+    assert 70 <= sum(a == b for a, b in zip(drawn, other, strict=True)) <= 130
 
 
 def test_an_open_question_is_looked_at_again_up_to_the_last_pair() -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.search.simulated_world import World, drive, make_baseline, make_spec
@@ -11,14 +11,13 @@ from tuner.contract.config import CompileMode, OptimizerConfig, OptimizerName, P
 from tuner.contract.probe import ProbeKind
 from tuner.contract.statistics import throughput
 from tuner.search.history import is_ok, mean_rate
-from tuner.search.model import Cut, MemoryModel, fit_step, overlap
+from tuner.search.model import Cut, fit_step, overlap
 from tuner.search.objective import break_even_samples, production_seconds
 from tuner.search.points import Loader, Variant, config_of, lr_rule, point_of, smaller_cuts
 from tuner.search.situation import situation_of
 from tuner.search.view import View
 
 VARIANT = Variant(Precision.FP32, CompileMode.EAGER, False, False, False)
-RECOMPUTING = VARIANT._replace(gradient_checkpointing=True)
 
 
 def cuts(alpha: float, beta: float, omega: float, shapes: list[tuple[int, int]]) -> list[Cut]:
@@ -59,32 +58,6 @@ def test_a_loader_without_workers_adds_and_one_with_workers_hides() -> None:
     assert overlap(0.10, 0.04, Loader(0, 2)) == pytest.approx(0.14)
     assert overlap(0.10, 0.04, Loader(2, 2)) == pytest.approx(0.10)
     assert overlap(0.10, 0.40, Loader(2, 2)) == pytest.approx(0.40)
-
-
-@settings(max_examples=60)
-@given(st.floats(0.01, 0.3), st.floats(0.005, 0.05), st.integers(1, 12))
-def test_the_memory_bar_covers_the_truth_of_an_affine_peak(fixed: float, slope: float, size: int) -> None:
-    def truth(b: int) -> float:
-        return fixed + slope * b
-
-    model = MemoryModel({VARIANT: {2: truth(2), 4: truth(4)}}, {})
-    assert model.upper(VARIANT, size) >= truth(size) - 1e-9 or size < 2
-    alone = MemoryModel({VARIANT: {4: truth(4)}}, {})
-    assert alone.upper(VARIANT, size) >= truth(min(size, 4)) if size <= 4 else alone.upper(VARIANT, size) >= truth(size)
-
-
-def test_a_size_seen_to_overflow_rules_out_all_above_it_for_its_variant_alone() -> None:
-    model = MemoryModel({VARIANT: {4: 0.1}, RECOMPUTING: {4: 0.05}}, {VARIANT: 6})
-    assert model.fits(VARIANT, 5)
-    assert not model.fits(VARIANT, 6)
-    assert not model.fits(VARIANT, 7)
-    assert model.fits(RECOMPUTING, 8)
-
-
-def test_an_unmeasured_variant_borrows_and_an_unknown_one_is_not_trusted() -> None:
-    other = VARIANT._replace(channels_last=True)
-    assert MemoryModel({VARIANT: {4: 0.5}}, {}).upper(other, 4) > 0.5
-    assert not MemoryModel({}, {}).fits(other, 1)
 
 
 def test_the_fast_rate_is_the_value_of_the_contract_s_throughput() -> None:

@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING
 from tuner.commands import console as speak
 from tuner.commands.setup import Job
 from tuner.contract.probe import Event, ProgressEvent
-from tuner.contract.result import OptimizeResult
+from tuner.contract.result import AaResult, OptimizeResult
 from tuner.contract.space import SearchSpace
-from tuner.contract.study import QualityConstraint, StudySpec
+from tuner.contract.study import Objective, QualityConstraint, StudySpec
 from tuner.contract.tuned import Decision, Promise
 from tuner.report.targets import in_words
 
@@ -37,11 +37,14 @@ def introduce(spec: StudySpec, job: Job, console: Console) -> None:
         console.print(f"the model itself may change: {condition(spec.space, spec.quality)}")
     for item in spec.dropped:
         console.print(f"  not tried: {item.knob.value} {item.value} - {item.reason}", style="dim")
+    if spec.aa:
+        console.print("A/A: every probe runs the baseline, whatever it is asked for; a gain would be a false one")
     kept = "free" if spec.effective_batch is None else f"{spec.effective_batch} (kept)"
     console.print(
         f"baseline {spec.label(spec.baseline)}, effective batch {kept}, "
         f"memory budget {speak.mib(spec.memory_budget_bytes)}"
         + (f", hard cap {speak.mib(spec.memory_cap_bytes)}" if spec.memory_cap_bytes else "")
+        + (f", objective {spec.objective.value}" if spec.objective is not Objective.TIME else "")
         + f", budget {speak.clock(spec.budget_s)}, study {spec.name}\n"
     )
 
@@ -71,6 +74,22 @@ class Preparing:
             self._console.print(f"  preparing: {event.text} {100 * event.done // event.total} %", style="dim")
 
 
+def break_even(samples: int | None, horizon: int) -> str:
+    if samples is None:
+        return ""
+    beyond = ", which is more than this run has" if samples > horizon else ""
+    return f"; the tuning pays for itself after {samples:,} samples{beyond}"
+
+
+def tell_aa(console: Console, found: AaResult) -> None:
+    verdict = "a FALSE gain" if found.false_gain else "no gain, as it must be"
+    console.print(f"  A/A      the baseline tuned against itself: {verdict}")
+    if found.search_maximum is not None:
+        console.print(
+            f"           picking the best figure of the search would have claimed {found.search_maximum:.3f}x"
+        )
+
+
 def tell(
     console: Console, spec: StudySpec, decision: Decision, promised: Promise | None, result: OptimizeResult
 ) -> None:
@@ -86,13 +105,12 @@ def tell(
             )
     if decision.gain is not None:
         console.print(f"  gain     {speak.gain(decision.gain)}, paired and interleaved")
+    if result.aa is not None:
+        tell_aa(console, result.aa)
     if promised is not None:
-        pays = (
-            f"; the tuning pays for itself after {promised.break_even_samples:,} samples"
-            if promised.break_even_samples is not None
-            else ""
-        )
-        console.print(f"  promise  {promised.hours:.2f} h to {spec.baseline.horizon_samples:,} samples{pays}")
+        horizon = spec.baseline.horizon_samples
+        pays = break_even(promised.break_even_samples, horizon)
+        console.print(f"  promise  {promised.hours:.2f} h to {horizon:,} samples{pays}")
     if result.targets:
         console.print(f"  guide's targets: {in_words(result.targets)}")
     for note in decision.notes:

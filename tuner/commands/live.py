@@ -96,6 +96,8 @@ def row_text(row: ProbeRow, spec: StudySpec | None = None) -> str:
             speed = rate(throughput(row.measurement))
     if "relative_l2" in row.values:
         speed = f"rel. L2 {row.values['relative_l2']:.1e}"
+    if row.kind is ProbeKind.NOISE:
+        speed = f"noise scale {row.values['noise_scale']:.3g}" if "noise_high" in row.values else "-"
     if "final_loss" in row.values:
         loss = f"{row.values['final_loss']:.4f}"
     stage = row.stage.value + (f" {row.pair + 1}" if row.pair is not None else "")

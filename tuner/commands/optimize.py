@@ -19,9 +19,9 @@ from tuner.contract.config import RunConfig
 from tuner.contract.errors import ConfigError, JobFailed, Stopped
 from tuner.contract.gpu import AUTO, DeviceInfo, GpuProfile, gpu_profile
 from tuner.contract.probe import ProbeRow
-from tuner.contract.result import OptimizeResult, SideResult, plain_json
+from tuner.contract.result import AaResult, OptimizeResult, SideResult, plain_json
 from tuner.contract.space import Knob, SearchSpace, knob_value
-from tuner.contract.study import MEMORY_MARGIN, Objective, SamplerName, StudySpec
+from tuner.contract.study import MEMORY_MARGIN, PARETO_SUFFIX, Objective, SamplerName, StudySpec
 from tuner.contract.tuned import Decision, Promise, Side
 from tuner.export.tuned import origin, tuned_config, write
 
@@ -30,6 +30,8 @@ if TYPE_CHECKING:
 
     from tuner.probe.runner import SubprocessRunner
     from tuner.store.store import StudyStore
+
+AA_SUFFIX = "-aa"
 
 
 @dataclass(frozen=True)
@@ -51,6 +53,7 @@ class SearchWords:
     tune_lr: bool = False
     out: Path | None = None
     seed: int = 0
+    aa: bool = False
 
 
 @dataclass
@@ -89,7 +92,9 @@ def run(words: JobWords, search: SearchWords, *, as_json: bool) -> None:
 def _run(
     words: JobWords, search: SearchWords, runner: SubprocessRunner, console: Console, timing: Timing, *, as_json: bool
 ) -> None:
+    from tuner.commands.pareto import write_pareto
     from tuner.commands.study_loop import StudyLoop
+    from tuner.probe.aa import BaselineRunner
     from tuner.search.selection import promise, select
     from tuner.store.store import StudyStore
 
@@ -101,20 +106,27 @@ def _run(
     timing.add("setup", time.monotonic() - timing.began)
     answer.introduce(spec, job, console)
     timing.add("prepare", setup.prepare(job, words.workload, runner, answer.Preparing(console)))
-    loop = StudyLoop(spec, store, runner, url, console)
+    loop = StudyLoop(spec, store, BaselineRunner(runner, spec.baseline) if spec.aa else runner, url, console)
     loop.run()
     rows = store.rows(spec.name)
     decision = select(rows, spec)
     promised = promise(rows, spec, decision)
     path = write_best(search, spec, decision, promised, rows)
-    result = as_result(spec, decision, rows, path, store.shown_url, timing.finish(rows))
+    result = as_result(spec, decision, promised, rows, path, store.shown_url, timing.finish(rows))
     store.save_decision(spec.name, decision, result.model_dump(mode="json"))
     loop.note(decision)
+    if not spec.aa:
+        write_pareto(url, spec, rows)
     if as_json:
         speak.emit_json(plain_json(result))
     answer.tell(console, spec, decision, promised, result)
     if decision.kind == "failed":
         raise JobFailed(decision.reason)
+    if result.aa is not None and result.aa.false_gain:
+        raise JobFailed(
+            "--aa: a gain was found where nothing differs; gains found on this machine as it is now are not to be "
+            "trusted. Make it quieter, or ask for more pairs (gate: {min_pairs: ...} in the study file)"
+        )
 
 
 def check(search: SearchWords) -> None:
@@ -123,6 +135,7 @@ def check(search: SearchWords) -> None:
         gpu_profile(search.gpu)
     choice(SamplerName, search.sampler, "--sampler")
     choice(Objective, search.objective, "--objective")
+    check_name(search)
     if search.micro_batch is not None and search.micro_batch < 1:
         raise ConfigError(f"--micro-batch: at least 1 sample is needed (got {search.micro_batch})")
     named = search.effective_batch in ("keep", "free")
@@ -134,11 +147,38 @@ def check(search: SearchWords) -> None:
         size_bytes(search.memory_cap, "--memory-cap")
 
 
+def check_name(search: SearchWords) -> None:
+    """What the store keeps beside a study has a name of its own; an A/A study must not be taken for another."""
+    name = search.study or ""
+    if name.endswith(PARETO_SUFFIX):
+        raise ConfigError(f"--study {name}: names ending in {PARETO_SUFFIX} are the store's own; choose another")
+    if name.endswith(AA_SUFFIX) and not search.aa:
+        raise ConfigError(f"--study {name}: names ending in {AA_SUFFIX} are for A/A runs; add --aa, or choose another")
+    if search.aa and search.effective_batch == "free":
+        raise ConfigError("--effective-batch free: an A/A run keeps the baseline's effective batch; leave it out")
+
+
+def check_objective(objective: Objective, device: DeviceInfo) -> None:
+    """Refuse an objective that nothing here can measure."""
+    if objective is Objective.ENERGY and device.power_reading is None:
+        raise ConfigError(
+            f"--objective energy: nothing tells the power of {device.place}; a GPU with a power reading in NVML is "
+            "needed (`nvidia-smi` shows watts). Use --objective time, throughput or memory here"
+        )
+
+
+def study_name(words: JobWords, search: SearchWords, preset: str) -> str:
+    name = search.study or f"{setup.short_name(words.workload)}-{preset or 'default'}-{search.gpu}"
+    return name if not search.aa or name.endswith(AA_SUFFIX) else name + AA_SUFFIX
+
+
 def build_spec(words: JobWords, search: SearchWords, job: Job) -> StudySpec:
     """The study's specification: target limits, this machine's limits, the file, the options typed over it."""
     device = job.description.device
     if device.problem:
         raise ConfigError(f"this machine's GPU cannot be used: {device.problem} {device.advice or ''}".rstrip())
+    objective = choice(Objective, search.objective, "--objective")
+    check_objective(objective, device)
     target = job.target
     baseline = fitted_baseline(job.baseline, search, device)
     effective = None if search.effective_batch == "free" else baseline.effective_batch_size
@@ -146,7 +186,7 @@ def build_spec(words: JobWords, search: SearchWords, job: Job) -> StudySpec:
     check_baseline(baseline, target)
     check_levers(space, baseline)
     return StudySpec(
-        name=search.study or f"{setup.short_name(words.workload)}-{job.info.preset or 'default'}-{search.gpu}",
+        name=study_name(words, search, job.info.preset),
         workload=words.workload,
         options=job.options,
         target=target,
@@ -158,7 +198,7 @@ def build_spec(words: JobWords, search: SearchWords, job: Job) -> StudySpec:
         batch_coupled=job.info.batch_coupled,
         memory_budget_bytes=memory_budget(target, device),
         memory_cap_bytes=memory_cap(search, target, device),
-        objective=choice(Objective, search.objective, "--objective"),
+        objective=objective,
         sampler=choice(SamplerName, search.sampler, "--sampler"),
         budget_s=seconds(search.budget, "--budget") if search.budget else job.file.budget_s,
         max_probes=search.probes,
@@ -168,6 +208,7 @@ def build_spec(words: JobWords, search: SearchWords, job: Job) -> StudySpec:
         quality=job.file.quality,
         targets=job.file.targets,
         tier=setup.tier_text(job),
+        aa=search.aa,
         seed=search.seed,
     )
 
@@ -249,6 +290,7 @@ def open_study(store: StudyStore, spec: StudySpec, search: SearchWords) -> Study
         "memory_cap_bytes",
         "objective",
         "sampler",
+        "aa",
     ):
         if getattr(stored, name) != getattr(spec, name):
             raise ConfigError(
@@ -270,8 +312,9 @@ def open_study(store: StudyStore, spec: StudySpec, search: SearchWords) -> Study
 def write_best(
     search: SearchWords, spec: StudySpec, decision: Decision, promised: Promise | None, rows: Sequence[ProbeRow]
 ) -> Path | None:
-    """best.<gpu>.yaml, for a winner and for an honest no gain alike; nothing when the baseline itself failed."""
-    if decision.kind == "failed" or decision.winner is None:
+    """best.<gpu>.yaml, for a winner and for an honest no gain alike; nothing when the baseline itself failed, and of an
+    A/A run only with --out."""
+    if decision.kind == "failed" or decision.winner is None or (spec.aa and search.out is None):
         return None
     path = search.out or Path("studies") / setup.short_name(spec.workload) / f"best.{search.gpu}.yaml"
     write(path, tuned_config(spec, decision, promised, rows))
@@ -279,7 +322,13 @@ def write_best(
 
 
 def as_result(
-    spec: StudySpec, decision: Decision, rows: Sequence[ProbeRow], path: Path | None, url: str, spent: dict[str, float]
+    spec: StudySpec,
+    decision: Decision,
+    promised: Promise | None,
+    rows: Sequence[ProbeRow],
+    path: Path | None,
+    url: str,
+    spent: dict[str, float],
 ) -> OptimizeResult:
     from tuner.report.targets import target_results
 
@@ -292,11 +341,19 @@ def as_result(
         baseline=_side(decision.baseline),
         winner=_side(decision.winner),
         gain=decision.gain,
+        speedup=decision.speedup,
+        objective=spec.objective,
+        break_even_samples=promised.break_even_samples if promised is not None else None,
+        aa=aa_result(decision) if spec.aa else None,
         targets=target_results(spec, rows, decision),
         config_path=str(path) if path else None,
         storage=url,
         seconds=spent,
     )
+
+
+def aa_result(decision: Decision) -> AaResult:
+    return AaResult(false_gain=decision.kind == "winner", search_maximum=decision.search_maximum)
 
 
 def _side(side: Side | None) -> SideResult | None:

@@ -30,6 +30,7 @@ BY_HAND = (
     ProbeKind.EQUIVALENCE,
     ProbeKind.TRACE,
     ProbeKind.LR,
+    ProbeKind.NOISE,
     ProbeKind.PROFILE,
 )
 EQUIVALENT = 1e-5
@@ -146,7 +147,7 @@ def as_request(kind: ProbeKind, words: JobWords, job: Job, config: RunConfig, li
         points=points,
         limits=limits,
         cache_dir=str(setup.cache_dir()),
-        samples=job.file.lr.samples if kind is ProbeKind.LR else None,
+        samples=job.file.lr.samples if kind in (ProbeKind.LR, ProbeKind.NOISE) else None,
     )
 
 
@@ -165,6 +166,8 @@ def answer(reply: ProbeReply, kind: ProbeKind, config: RunConfig, console: Conso
         raise JobFailed(_failure(point))
     if kind is ProbeKind.EQUIVALENCE:
         _equivalence(point.values.get("relative_l2", float("nan")), console)
+    if kind is ProbeKind.NOISE:
+        console.print(f"  {noise_words(point.values, config)}")
 
 
 def _measured(measurement: Measurement, console: Console) -> None:
@@ -195,6 +198,19 @@ def _equivalence(relative: float, console: Console) -> None:
     raise JobFailed(
         f"not equivalent: the accumulated gradient differs by {relative:.1e} (limit {EQUIVALENT:g}); samples of a "
         "micro-batch influence each other (BatchNorm?), so accumulation changes the training here"
+    )
+
+
+def noise_words(values: Mapping[str, float], config: RunConfig) -> str:
+    """The noise scale as a sentence."""
+    low, batch = values.get("noise_low", 0.0), config.effective_batch_size
+    if "noise_scale" not in values or "noise_high" not in values:
+        return f"the gradient does not stand out from its noise: the noise scale is at least {low:.3g} samples"
+    phi, high = values["noise_scale"], values["noise_high"]
+    share = phi / (phi + batch)
+    return (
+        f"gradient noise scale {phi:.3g} samples ({low:.3g} to {high:.3g}): at the effective batch of {batch} a sample "
+        f"teaches {share:.2f} of what it would alone"
     )
 
 

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from tuner.commands import console as speak
 from tuner.commands import setup
 from tuner.commands.export import known_study
-from tuner.contract.errors import ConfigError
+from tuner.contract.errors import ConfigError, JobFailed
+from tuner.contract.explanation import ExplainResult
+from tuner.contract.probe import ProbeRow
+from tuner.contract.study import StudySpec
+from tuner.contract.tuned import Decision
 from tuner.report.page import write_report
+from tuner.search.explain import explain
 from tuner.store.store import StudyStore
 
 
@@ -18,7 +24,16 @@ def run(study: str, out: Path | None, storage: str | None) -> None:
     path = out or Path("studies") / setup.short_name(spec.workload) / f"report.{study}.html"
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        write_report(path, spec, store.rows(study), store.decision(study), store.runs(study))
+        rows, decision = store.rows(study), store.decision(study)
+        write_report(path, spec, rows, decision, store.runs(study), _why(spec, rows, decision))
     except OSError as error:
         raise ConfigError(f"--out: {path} cannot be written: {error.strerror}") from None
     speak.make_console(as_json=False).print(f"written {path}")
+
+
+def _why(spec: StudySpec, rows: Sequence[ProbeRow], decision: Decision | None) -> ExplainResult | None:
+    """None where nothing can be explained: not even the baseline was measured."""
+    try:
+        return explain(spec, rows, decision)
+    except (JobFailed, ConfigError):
+        return None

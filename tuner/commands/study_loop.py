@@ -14,7 +14,8 @@ from tuner.contract.study import SamplerName, StudySpec
 from tuner.contract.tuned import Decision
 from tuner.report.dashboard import write_note
 from tuner.search.planner import Ask, Done, forbidden, next_probe, sampler_request
-from tuner.search.sampler import StagedSampler, make_sampler
+from tuner.search.sampler import StagedSampler, make_sampler, proposed
+from tuner.search.tracing import with_foresight
 from tuner.store.trials import TrialBook, distributions, params
 
 if TYPE_CHECKING:
@@ -49,7 +50,9 @@ class StudyLoop:
                 if isinstance(plan, Done):
                     self._console.print(f"     {plan.reason}", style="dim")
                     return
-                if isinstance(plan, Ask):
+                if isinstance(plan, Ask) and self._spec.sampler is SamplerName.STAGED:
+                    self._planned(proposed(self._spec, rows), live)
+                elif isinstance(plan, Ask):
                     self._proposed(rows, live)
                 else:
                     self._planned(plan, live)
@@ -76,6 +79,8 @@ class StudyLoop:
         request = request.model_copy(update={"cache_dir": str(cache_dir())})
         live.begin(request)
         reply = known or self._runner.run(request, live.listen)
+        if trial is not None:
+            reply = with_foresight(self._spec, self._store.rows(self._spec.name), request, reply)
         rows = self._store.add_reply(self._spec.name, request, reply, trial)
         if trial is not None:
             self._book.tell(trial, rows[0], self._spec)

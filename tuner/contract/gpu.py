@@ -55,6 +55,8 @@ class DeviceInfo(Frozen):
     torch: str
     cuda: str | None = None
     driver: str | None = None
+    power_reading: Literal["energy counter", "power"] | None = None
+    """How NVML tells what the GPU draws; None = not at all."""
     arch_list: tuple[str, ...] = ()
     """GPU architectures this torch build has kernels for."""
     device_count: int = 1

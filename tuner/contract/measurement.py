@@ -66,6 +66,7 @@ class Telemetry(Frozen):
     gpu_utilization: float | None = None
     """Share of time, 0..1, in which a kernel ran."""
     power_w: float | None = None
+    """From the GPU's energy counter where it has one, otherwise the mean of its power readings."""
     sm_clock_mhz: float | None = None
     temperature_c: float | None = None
     throttled: bool | None = None

@@ -32,6 +32,8 @@ class ProbeKind(StrEnum):
     """Gradient of the first point against the second at the same samples: `relative_l2`."""
     LR = "lr"
     """Loss at equal samples; one process per value and seed."""
+    NOISE = "noise"
+    """Gradient noise scale after `samples` samples of training: `noise_scale`, `gradient_sq`, `trace`."""
     QUALITY = "quality"
     """The validation metrics after training on equal samples; one process per point and seed."""
     PROFILE = "profile"
@@ -50,11 +52,14 @@ class Stage(StrEnum):
     SETUP = "setup"
     BASELINE = "baseline"
     EQUIVALENCE = "equivalence"
+    NOISE = "noise"
+    TRACE = "trace"
     LOADER = "loader"
     FLAGS = "flags"
     BATCH = "batch"
     VERIFY = "verify"
     POLISH = "polish"
+    CONFIRM = "confirm"
     LR = "lr"
     QUALITY = "quality"
     SAMPLER = "sampler"
@@ -62,6 +67,10 @@ class Stage(StrEnum):
     SOAK = "soak"
     HAND = "hand"
     PRODUCTION = "production"
+
+
+PREDICTED_USED = "predicted_memory_used"
+"""Among the values of a point that ran out of memory: the share of the memory budget foretold for it."""
 
 
 class ProbeLimits(Frozen):
@@ -104,7 +113,7 @@ class ProbeRequest(Frozen):
     soak: bool = False
     """Also evaluate, sample and write a checkpoint, so that the peak is production's."""
     samples: int | None = Field(default=None, ge=1)
-    """LR probes: how many samples to train on. LOADER: batches to fetch at most."""
+    """LR and NOISE probes: how many samples to train on. LOADER: batches to fetch at most."""
     reference: bool = False
     """Interleave the host's reference work with the steps."""
     out_dir: str = ""
@@ -124,7 +133,7 @@ class PointReply(Frozen):
     """Traceback or last log lines, for people who look closer."""
     measurement: Measurement | None = None
     values: dict[str, float] = Field(default_factory=dict)
-    """Named scalars of special probes: relative_l2, predicted_peak_bytes, final_loss."""
+    """Named scalars of special probes: relative_l2, predicted_peak_bytes, predicted_memory_used, final_loss."""
     environment: Environment | None = None
     seconds: float = 0.0
     """Wall seconds this point cost, its share of the process's fixed cost included (set by the runner)."""

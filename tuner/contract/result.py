@@ -12,6 +12,7 @@ from tuner.contract.base import Frozen
 from tuner.contract.config import RunConfig
 from tuner.contract.measurement import Interval, Outcome
 from tuner.contract.space import Dropped
+from tuner.contract.study import Objective
 from tuner.contract.tuned import Origin
 from tuner.contract.workload import Trivial
 
@@ -35,6 +36,14 @@ class TargetResult(Frozen):
     """Why it is unknown, or what stands in for it."""
 
 
+class AaResult(Frozen):
+    """`tuner optimize --aa`: what tuning the baseline against itself came to."""
+
+    false_gain: bool
+    search_maximum: float | None
+    """The best figure of the search over the baseline's own: the gain that picking the maximum would have claimed."""
+
+
 class OptimizeResult(Origin):
     """`tuner optimize --json`."""
 
@@ -46,6 +55,13 @@ class OptimizeResult(Origin):
     baseline: SideResult | None
     winner: SideResult | None
     gain: Interval | None
+    speedup: Interval | None = None
+    """Samples/s over the baseline's, from the same pairs, whatever the objective."""
+    objective: Objective = Objective.TIME
+    break_even_samples: int | None = None
+    """After this many samples the time saved has paid for the tuning; null = never, or nothing was gained."""
+    aa: AaResult | None = None
+    """Only of an A/A run."""
     targets: tuple[TargetResult, ...] = ()
     """What the guide wants to see; empty = the study names no targets."""
     config_path: str | None

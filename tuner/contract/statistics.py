@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from functools import cache
 
 import numpy as np
 from numpy.typing import NDArray
@@ -119,6 +120,7 @@ def paired_gain(candidate: Sequence[float], baseline: Sequence[float], confidenc
     return Interval(value=math.exp(inner.value), low=low, high=high, confidence=confidence)
 
 
+@cache
 def _student(n: int, confidence: float) -> float:
     from scipy.stats import t
 

@@ -18,6 +18,10 @@ MEMORY_MARGIN = 0.92
 """Share of a memory limit a configuration may plan to use; the rest is for fragmentation and what probes do not see."""
 
 
+PARETO_SUFFIX = "-pareto"
+"""The Optuna study beside NAME that shows its configurations by several measures at once is called NAME-pareto."""
+
+
 class SamplerName(StrEnum):
     """`staged` is ours; the others are Optuna's own, for comparison."""
 
@@ -28,10 +32,18 @@ class SamplerName(StrEnum):
 
 
 class Objective(StrEnum):
-    """What the winner is best at. TIME: total production seconds, compile included."""
+    """What the winner is best at."""
 
     TIME = "time"
+    """Total production seconds over the horizon, compile included."""
     THROUGHPUT = "throughput"
+    """Samples/s, whatever the effective batch size does to the progress per sample."""
+    GOODPUT = "goodput"
+    """Samples/s times statistical efficiency; throughput at a fixed effective batch size."""
+    MEMORY = "memory"
+    """Least peak memory, without being slower than the baseline by more than `GateSpec.min_gain`."""
+    ENERGY = "energy"
+    """Samples per joule, from the GPU's own power reading."""
 
 
 class MeasureSpec(Frozen):
@@ -168,6 +180,9 @@ class StudySpec(Frozen):
     effective_batch: int | None = Field(default=None, ge=1)
     """The size that is kept; None = free, taken from `space.effective_batch_size`."""
     batch_coupled: bool = False
+    probes_alone: bool = True
+    """Parts of a training can be probed alone (loader, compute, trace, equivalence). False: end-to-end probes only, as
+    in a plain Optuna study; the same points are then asked end to end, and the models learn from those."""
     memory_budget_bytes: int = Field(ge=1)
     """The gate: the smaller of the target's memory (less a margin) and what was free here."""
     memory_cap_bytes: int | None = None
@@ -184,6 +199,8 @@ class StudySpec(Frozen):
     targets: Targets = Targets()
     tier: str = ""
     """The guide's tier that holds for the target, in words; empty = none."""
+    aa: bool = False
+    """The baseline tuned against itself: every probe runs the baseline, so any gain found is a false one."""
     seed: int = 0
 
     @property

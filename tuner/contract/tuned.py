@@ -81,6 +81,11 @@ class Decision(Frozen):
     winner: Side | None = None
     """The configuration to ship: the baseline itself when there is no gain."""
     gain: Interval | None = None
+    """In what the study's objective asks for: whole time, samples/s, goodput, memory or energy."""
+    speedup: Interval | None = None
+    """Samples/s over the baseline's, from the same pairs; None where no gain is given."""
+    search_maximum: float | None = None
+    """The best figure of the search over the baseline's own there: what picking the maximum would have claimed."""
     runner_ups: tuple[RunConfig, ...] = Field(default=())
     notes: tuple[str, ...] = ()
     """What a reader should also know: lr vetoed, budget spent before the gate, transfer unverified."""

@@ -19,7 +19,7 @@ from tuner.contract.gpu import DeviceInfo
 from tuner.contract.measurement import Environment
 from tuner.engine.compiling import compile_problems
 from tuner.engine.failure import Unsupported
-from tuner.engine.telemetry import Nvml
+from tuner.engine.telemetry import Nvml, PowerReading
 
 _PASCAL = (
     "this GPU is older than what current builds carry; torch wheels for CUDA 12.6 (cu126, up to torch 2.14) still have "
@@ -109,6 +109,7 @@ def _describe_cuda(device: torch.device) -> DeviceInfo:
         torch=torch.__version__,
         cuda=torch.version.cuda,
         driver=driver_version(device),
+        power_reading=power_reading(device),
         arch_list=tuple(torch.cuda.get_arch_list()),
         device_count=torch.cuda.device_count(),
         dtypes=tuple(dtypes),
@@ -160,6 +161,13 @@ def environment(device: torch.device) -> Environment:
 def driver_version(device: torch.device) -> str | None:
     try:
         return Nvml(device).driver()
+    except OSError:
+        return None
+
+
+def power_reading(device: torch.device) -> PowerReading | None:
+    try:
+        return Nvml(device).power_reading()
     except OSError:
         return None
 

@@ -21,7 +21,10 @@ class LiveBytes(TorchDispatchMode):
         super().__init__()  # type: ignore[no-untyped-call]
         self.live = 0
         self.peak = 0
+        self.events: list[tuple[int, int]] = []
+        """(number, bytes) of each tensor that was made, (-number, 0) when it was gone, in order."""
         self._known: dict[int, weakref.finalize[Any, Any]] = {}
+        self._made = 0
 
     def hold(self, tensors: Iterable[Tensor]) -> None:
         """Count tensors that were made before."""
@@ -30,13 +33,16 @@ class LiveBytes(TorchDispatchMode):
             key = storage._cdata
             if key not in self._known:
                 size = storage.nbytes()
-                self._known[key] = weakref.finalize(storage, self._gone, key, size)
+                self._made += 1
+                self._known[key] = weakref.finalize(storage, self._gone, key, size, self._made)
                 self.live += size
+                self.events.append((self._made, size))
         self.peak = max(self.peak, self.live)
 
-    def _gone(self, key: int, size: int) -> None:
+    def _gone(self, key: int, size: int, number: int) -> None:
         del self._known[key]
         self.live -= size
+        self.events.append((-number, 0))
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         out = func(*args, **(kwargs or {}))

@@ -13,7 +13,7 @@ from tuner.contract.base import Scalar
 from tuner.contract.config import RunConfig
 from tuner.contract.errors import WorkloadError
 from tuner.contract.probe import DescribeEvent, ProbeKind, ProbeRequest, ProgressEvent
-from tuner.engine import inference, probes, profiling, proofs
+from tuner.engine import inference, noise, probes, profiling, proofs
 from tuner.engine.bench import Bench, failed
 from tuner.engine.device import choose_device, describe, environment
 from tuner.engine.hooks import Emit, Phases
@@ -25,6 +25,7 @@ _PROBES: Mapping[ProbeKind, Callable[[Bench], None]] = {
     ProbeKind.LOADER: probes.loader,
     ProbeKind.COMPUTE: probes.compute,
     ProbeKind.LR: probes.lr,
+    ProbeKind.NOISE: noise.noise,
     ProbeKind.QUALITY: probes.quality,
     ProbeKind.PROFILE: profiling.profile,
     ProbeKind.INFERENCE: inference.inference,

@@ -5,9 +5,10 @@ from __future__ import annotations
 import contextlib
 import os
 import threading
+import time
 import warnings
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Literal
 
 import psutil
 import torch
@@ -15,6 +16,9 @@ import torch
 from tuner.contract.measurement import Telemetry
 
 EVERY_S = 0.1
+PowerReading = Literal["energy counter", "power"]
+LEAST_S = 0.5
+"""The counter moves about ten times a second: over less than this, readings of the power are more exact."""
 _SLOWED = ("SwThermalSlowdown", "HwThermalSlowdown", "HwPowerBrakeSlowdown", "HwSlowdown", "SwPowerCap")
 
 
@@ -54,6 +58,21 @@ class Nvml:
         found = self.ask(lambda n, _: n.nvmlSystemGetDriverVersion())
         return found.decode() if isinstance(found, bytes) else found
 
+    def energy_j(self) -> float | None:
+        """Joules since the driver was loaded; None on GPUs before Volta."""
+        found = self.ask(lambda n, h: n.nvmlDeviceGetTotalEnergyConsumption(h))
+        return float(found) / 1000 if found is not None else None
+
+    def power_w(self) -> float | None:
+        found = self.ask(lambda n, h: n.nvmlDeviceGetPowerUsage(h))
+        return float(found) / 1000 if found is not None else None
+
+    def power_reading(self) -> PowerReading | None:
+        """How this GPU tells what it draws."""
+        if self.energy_j() is not None:
+            return "energy counter"
+        return "power" if self.power_w() is not None else None
+
     def throttled(self) -> bool | None:
         reasons = self.ask(lambda n, h: n.nvmlDeviceGetCurrentClocksThrottleReasons(h))
         if reasons is None:
@@ -74,6 +93,34 @@ def other_processes(device: torch.device) -> int | None:
     return None
 
 
+class EnergyMeter:
+    """Mean power between the first and the last time the energy counter was seen to move.
+
+    clock: seconds; energy_j: the counter in joules, None where there is none.
+    """
+
+    def __init__(self, energy_j: Callable[[], float | None], clock: Callable[[], float] = time.monotonic) -> None:
+        self._energy_j = energy_j
+        self._clock = clock
+        self._last: float | None = None
+        self._moves: list[tuple[float, float]] = []
+        """The first move seen and the last: when, and to which value."""
+
+    def look(self) -> None:
+        joules = self._energy_j()
+        if joules is not None and self._last is not None and joules != self._last:
+            self._moves = [*self._moves[:1], (self._clock(), joules)]
+        self._last = joules
+
+    @property
+    def power_w(self) -> float | None:
+        """None without a counter, or when it was watched for less than `LEAST_S`."""
+        if len(self._moves) < 2:
+            return None
+        (began, before), (ended, after) = self._moves
+        return (after - before) / (ended - began) if ended - began >= LEAST_S else None
+
+
 class TelemetrySampler:
     """Samples a GPU in a thread of its own while it is open; on a CPU it only notes the host's load and swap."""
 
@@ -85,6 +132,7 @@ class TelemetrySampler:
                 self._nvml = Nvml(device)
         self._samples: dict[str, list[float]] = {}
         self._slowed: list[bool] = []
+        self._energy = EnergyMeter(self._nvml.energy_j if self._nvml is not None else lambda: None)
         self._enough = threading.Event()
         self._thread: threading.Thread | None = None
 
@@ -100,7 +148,7 @@ class TelemetrySampler:
         busy = self._mean("gpu_utilization")
         return Telemetry(
             gpu_utilization=busy / 100 if busy is not None else None,
-            power_w=self._mean("power_w"),
+            power_w=self._energy.power_w or self._mean("power_w"),
             sm_clock_mhz=self._mean("sm_clock_mhz"),
             temperature_c=self._mean("temperature_c"),
             throttled=any(self._slowed) if self._slowed else None,
@@ -116,11 +164,12 @@ class TelemetrySampler:
     def _watch(self, nvml: Nvml) -> None:
         questions: dict[str, Callable[[Any, Any], float]] = {
             "gpu_utilization": lambda n, h: float(n.nvmlDeviceGetUtilizationRates(h).gpu),
-            "power_w": lambda n, h: n.nvmlDeviceGetPowerUsage(h) / 1000,
+            "power_w": lambda n, h: float(n.nvmlDeviceGetPowerUsage(h)) / 1000,
             "sm_clock_mhz": lambda n, h: float(n.nvmlDeviceGetClockInfo(h, n.NVML_CLOCK_SM)),
             "temperature_c": lambda n, h: float(n.nvmlDeviceGetTemperature(h, n.NVML_TEMPERATURE_GPU)),
         }
         while not self._enough.wait(EVERY_S):
+            self._energy.look()
             for name, question in questions.items():
                 value = nvml.ask(question)
                 if value is not None:

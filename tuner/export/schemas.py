@@ -11,6 +11,7 @@ from pathlib import Path
 
 from tuner.contract.base import Frozen
 from tuner.contract.config import RunConfig
+from tuner.contract.explanation import ExplainResult
 from tuner.contract.result import BenchResult, OptimizeResult, TrainResultJson
 from tuner.contract.study import StudyFile
 from tuner.contract.tuned import TunedConfig
@@ -22,6 +23,7 @@ SCHEMAS: dict[str, type[Frozen]] = {
     "optimize-result": OptimizeResult,
     "train-result": TrainResultJson,
     "bench-result": BenchResult,
+    "explain-result": ExplainResult,
 }
 
 

@@ -24,7 +24,7 @@ def draw(result: BenchResult, path: Path) -> None:
     figure = Figure(figsize=(11, 8), layout="constrained")
     FigureCanvasAgg(figure)
     preset = f" {result.preset}" if result.preset else ""
-    figure.suptitle(_plain(f"{result.workload}{preset} on {result.measured_on}"))
+    figure.suptitle(plain_text(f"{result.workload}{preset} on {result.measured_on}"))
     axes = figure.subplots(2, 2)
     _preparation(axes[0, 0], result)
     _latency(axes[0, 1], result)
@@ -103,6 +103,6 @@ def _columns(pairs: Sequence[tuple[int, float]]) -> tuple[list[int], list[float]
     return [size for size, _ in pairs], [value for _, value in pairs]
 
 
-def _plain(text: str) -> str:
+def plain_text(text: str) -> str:
     """Names come from users, and matplotlib reads `$` as mathematics."""
     return text.replace("$", r"\$")

@@ -22,7 +22,8 @@ _MAX_CURVES = 24
 _MAX_POINTS = 240
 
 
-def _figure(title: str, x: str, y: str) -> go.Figure:
+def titled_figure(title: str, x: str, y: str) -> go.Figure:
+    """An empty figure in the style of all pages."""
     figure = go.Figure()
     figure.update_layout(
         title={"text": title, "font": {"size": 15}, "x": 0, "xref": "paper"},
@@ -44,7 +45,7 @@ def throughput_figure(data: pd.DataFrame) -> go.Figure | None:
     shown = data[data["kind"].isin([ProbeKind.COMPUTE.value, ProbeKind.END_TO_END.value])]
     if shown.empty:
         return None
-    figure = _figure("Throughput over micro-batch size", "micro-batch size", "samples/s at steady state")
+    figure = titled_figure("Throughput over micro-batch size", "micro-batch size", "samples/s at steady state")
     for colour, (name, kind, part) in zip(_colours(), _by_variant(shown), strict=False):
         compute = kind == ProbeKind.COMPUTE.value
         figure.add_scatter(
@@ -84,7 +85,7 @@ def memory_figure(data: pd.DataFrame, spec: StudySpec) -> go.Figure | None:
     shown = data[data["peak_mib"].notna() & data["kind"].isin([ProbeKind.COMPUTE.value, ProbeKind.END_TO_END.value])]
     if shown.empty:
         return None
-    figure = _figure("Peak memory over micro-batch size", "micro-batch size", "peak MiB")
+    figure = titled_figure("Peak memory over micro-batch size", "micro-batch size", "peak MiB")
     for colour, (name, kind, part) in zip(_colours(), _by_variant(shown), strict=False):
         figure.add_scatter(
             x=list(part["micro_batch"]),
@@ -103,7 +104,7 @@ def memory_figure(data: pd.DataFrame, spec: StudySpec) -> go.Figure | None:
 
 def loss_figure(rows: Sequence[ProbeRow], spec: StudySpec, decision: Decision | None) -> go.Figure | None:
     """Total loss over samples: the lr stage's values, the baseline and the winner."""
-    figure = _figure("Loss over samples", "samples", "total loss")
+    figure = titled_figure("Loss over samples", "samples", "total loss")
     count = 0
     for name, row in _curves(rows, spec, decision):
         measurement = row.measurement
@@ -140,7 +141,7 @@ def gate_figure(rows: Sequence[ProbeRow], spec: StudySpec, decision: Decision | 
     pairs = list(gate_ratios(rows, spec))
     if not pairs:
         return None
-    figure = _figure("Ship gate: candidate over baseline, pair by pair", "pair", "throughput ratio")
+    figure = titled_figure("Ship gate: candidate over baseline, pair by pair", "pair", "throughput ratio")
     labels = sorted({label for label, _, _ in pairs})
     for colour, label in zip(_colours(), labels, strict=False):
         mine = [(pair, ratio) for name, pair, ratio in pairs if name == label]
@@ -152,8 +153,9 @@ def gate_figure(rows: Sequence[ProbeRow], spec: StudySpec, decision: Decision | 
             marker={"color": colour, "size": 10},
         )
     figure.add_hline(y=1.0, line={"color": _GREY, "dash": "dash"}, annotation_text="equal")
-    if decision and decision.gain and _finite(decision.gain):
-        figure.add_hrect(y0=decision.gain.low, y1=decision.gain.high, fillcolor=COLOURS[2], opacity=0.15, line_width=0)
+    ratio = (decision.speedup or decision.gain) if decision else None
+    if ratio and _finite(ratio):
+        figure.add_hrect(y0=ratio.low, y1=ratio.high, fillcolor=COLOURS[2], opacity=0.15, line_width=0)
     figure.update_xaxes(dtick=1)
     return figure
 
@@ -180,7 +182,7 @@ def seconds_figure(data: pd.DataFrame) -> go.Figure | None:
     stages = [str(stage) for stage in sums.index]
     fixed = [float(value) for value in sums["fixed_s"]]
     rest = [max(0.0, float(total) - own) for total, own in zip(sums["seconds"], fixed, strict=True)]
-    figure = _figure("Seconds by stage", "", "seconds")
+    figure = titled_figure("Seconds by stage", "", "seconds")
     figure.add_bar(x=stages, y=rest, name="build, warm-up, measuring", marker={"color": COLOURS[0]})
     figure.add_bar(x=stages, y=fixed, name="starting and ending processes", marker={"color": COLOURS[4]})
     figure.update_layout(barmode="stack")

@@ -11,19 +11,23 @@ import hashlib
 import json
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
+import plotly.graph_objects as go
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from tuner.contract.errors import ConfigError
+from tuner.contract.explanation import ExplainResult
 from tuner.contract.probe import ProbeRow
 from tuner.contract.production import ProductionRun
 from tuner.contract.study import StudySpec
 from tuner.contract.tuned import Decision
+from tuner.report.explain_figures import explain_figures
+from tuner.report.explain_words import bound, not_tried, seconds_text, tables
 from tuner.report.figures import gate_figure, loss_figure, memory_figure, seconds_figure, throughput_figure
 from tuner.report.frame import frame
 from tuner.report.targets import reached, target_results
@@ -38,9 +42,14 @@ def write_report(
     rows: Sequence[ProbeRow],
     decision: Decision | None,
     runs: Sequence[ProductionRun] = (),
+    explanation: ExplainResult | None = None,
 ) -> Path:
     """Write the page and return its path; an older page there is replaced in one step. Raises ConfigError."""
-    text = render(spec, rows, decision, runs)
+    return write_page(path, render(spec, rows, decision, runs, explanation))
+
+
+def write_page(path: Path, text: str) -> Path:
+    """Written beside and moved, so that a reader never sees half a page. Raises ConfigError."""
     draft = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -52,20 +61,25 @@ def write_report(
 
 
 def render(
-    spec: StudySpec, rows: Sequence[ProbeRow], decision: Decision | None, runs: Sequence[ProductionRun] = ()
+    spec: StudySpec,
+    rows: Sequence[ProbeRow],
+    decision: Decision | None,
+    runs: Sequence[ProductionRun] = (),
+    explanation: ExplainResult | None = None,
 ) -> str:
-    """The page as text."""
+    """The page as text; `explanation` adds the section on why."""
     data = frame(rows, spec)
-    page = _environment()
-    script = page.get_template("table.js.j2").render()
-    library = _plotly_script()
-    return page.get_template("report.html.j2").render(
+    made = _figures(data, rows, spec, decision) | (explain_figures(explanation) if explanation else {})
+    return filled(
+        "report.html.j2",
+        made,
+        explanation=explanation,
+        explained=explained(explanation) if explanation else None,
         spec=spec,
         answer=answer(spec, decision, len(rows)),
         kind=decision.kind if decision else "open",
         sides=_sides(spec, decision),
         targets=[(item.name, item.wanted, reached(item)) for item in target_results(spec, rows, decision)],
-        figures=_figures(data, rows, spec, decision),
         outcomes=_outcomes(data),
         total=f"{float(data['seconds'].sum()):,.0f}",
         columns=_COLUMNS,
@@ -73,10 +87,31 @@ def render(
         failures=[line for line in data.to_dict("records") if line["outcome"] != "ok"],
         runs=[reality(run) for run in runs],
         environment=next((row.environment for row in reversed(rows) if row.environment), None),
+    )
+
+
+def filled(template: str, made: Mapping[str, go.Figure | None], **values: Any) -> str:
+    """A page from a template, with the figures there is something to show in and the two scripts that may run."""
+    page = _environment()
+    script = page.get_template("table.js.j2").render()
+    library = _plotly_script()
+    return page.get_template(template).render(
+        **values,
+        figures=_shown(made),
         library=Markup(library),
         script=Markup(script),
         hashes=" ".join(_hash(text) for text in (library, script)),
     )
+
+
+def explained(result: ExplainResult) -> dict[str, Any]:
+    """What the section on why shows, in words."""
+    return {
+        "changes": [(bound(change), change) for change in result.changes],
+        "tables": tables(result),
+        "not_tried": not_tried(result),
+        "seconds": seconds_text(result),
+    }
 
 
 def _environment() -> Environment:
@@ -97,15 +132,18 @@ def _hash(script: str) -> str:
 
 def _figures(
     data: pd.DataFrame, rows: Sequence[ProbeRow], spec: StudySpec, decision: Decision | None
-) -> list[tuple[str, str, Markup]]:
-    """(name, title, data as JSON) of every figure there is something to show in."""
-    made = {
+) -> dict[str, go.Figure | None]:
+    return {
         "throughput": throughput_figure(data),
         "memory": memory_figure(data, spec),
         "gate": gate_figure(rows, spec, decision),
         "loss": loss_figure(rows, spec, decision),
         "seconds": seconds_figure(data),
     }
+
+
+def _shown(made: Mapping[str, go.Figure | None]) -> list[tuple[str, str, Markup]]:
+    """(name, title, data as JSON) of every figure there is something to show in."""
     shown = []
     for name, figure in made.items():
         if figure is not None:

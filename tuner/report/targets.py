@@ -68,8 +68,9 @@ def _speedup(spec: StudySpec, decision: Decision) -> Iterator[TargetResult]:
     least = spec.targets.speedup_min
     if least is None:
         return
-    won = decision.kind == "winner" and decision.gain is not None
-    value = decision.gain.value if won and decision.gain is not None else 1.0
+    won = decision.kind == "winner"
+    speed = (decision.speedup or decision.gain) if won else None
+    value = speed.value if speed is not None else 1.0
     note = "" if won else "the baseline stays"
     yield TargetResult(
         name="speed-up", wanted=f"> {least:g}x", value=value, verdict="ok" if value >= least else "missed", note=note

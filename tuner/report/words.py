@@ -10,7 +10,7 @@ from tuner.contract.measurement import Interval
 from tuner.contract.probe import ProbeRow
 from tuner.contract.production import ProductionRun
 from tuner.contract.statistics import drift
-from tuner.contract.study import StudySpec
+from tuner.contract.study import Objective, StudySpec
 from tuner.contract.tuned import Decision, Side
 from tuner.report.frame import MIB, rate
 from tuner.report.targets import reached, target_results
@@ -43,9 +43,17 @@ def _headline(spec: StudySpec, decision: Decision | None, probes: int) -> str:
     if decision.kind == "no_gain" or decision.winner is None:
         kept = f": {spec.label(decision.baseline.config)}" if decision.baseline else ""
         return f"No configuration beat the baseline beyond the noise. Keep it{kept}."
-    gain = f" is {percent(decision.gain)} faster than the baseline" if decision.gain else " is faster than the baseline"
+    gain = f" is {better(spec, decision.gain)}"
     base = f" {spec.label(decision.baseline.config)}" if decision.baseline else ""
     return f"{spec.label(decision.winner.config)}{gain}{base}."
+
+
+def better(spec: StudySpec, gain: Interval | None) -> str:
+    """`42.0 % (...) faster than the baseline`, in the words of the objective."""
+    if spec.objective in (Objective.TIME, Objective.THROUGHPUT):
+        return f"{percent(gain)} faster than the baseline" if gain else "faster than the baseline"
+    name = {Objective.MEMORY: "peak memory", Objective.ENERGY: "samples per joule"}.get(spec.objective, "goodput")
+    return f"better in {name} by {percent(gain)} than the baseline" if gain else f"better in {name} than the baseline"
 
 
 def where(spec: StudySpec) -> str:

@@ -10,7 +10,7 @@ from tuner.contract.config import CompileMode
 from tuner.contract.probe import ProbeKind
 from tuner.contract.space import Knob
 from tuner.search.forecast import Forecast
-from tuner.search.history import is_ok
+from tuner.search.history import TRACED, is_ok
 from tuner.search.points import Point, other_models
 from tuner.search.view import View
 
@@ -30,6 +30,10 @@ COLD_COMPILE_S = {"cuda": 60.0, "cpu": 140.0}
 """What a first compile may cost until this study has seen one: the upper end of what was measured for tiny models on
 two CPU cores (a perceptron 17 s, a U-Net 139 s), and a guess for a GPU's host. Autotuning takes about three times as
 long."""
+NOISE_GRADIENTS = 64
+"""Micro-gradients a noise probe is expected to pool."""
+TRACE_S = 3.0
+"""Seconds of one trace on fake tensors, until one was seen: two steps of Python for every operator."""
 PATIENCE = 5.0
 """A measurement that waits for its least number of steps is given up after so many times its seconds."""
 
@@ -46,7 +50,7 @@ class Budget:
             row.seconds
             for point, rows in self._view.history.of_kind(kind).items()
             for row in rows
-            if is_ok(row) and point.variant.compile is CompileMode.EAGER
+            if (is_ok(row) or TRACED in row.values) and point.variant.compile is CompileMode.EAGER
         ]
         return float(np.median(seconds)) if seconds else None
 
@@ -84,16 +88,23 @@ class Budget:
         return self.seconds_of(ProbeKind.LOADER) or self.point_s
 
     @cached_property
+    def trace_s(self) -> float:
+        """One traced point."""
+        return self.seconds_of(ProbeKind.TRACE) or self._fixed_s + TRACE_S
+
+    @cached_property
     def _fixed_s(self) -> float:
         return float(np.mean([row.fixed_s for row in self._forecast.rows[self._forecast.reference]]))
 
     def probe_s(self, point: Point) -> float:
-        """One end-to-end probe of `point`."""
+        """One end-to-end probe of `point`; of one never measured what is usual, as the reference's may have been steady
+        and ended early."""
         if point in self._forecast.rows:
             return float(np.mean([row.seconds for row in self._forecast.rows[point]]))
         compiling = self._view.history.compile_seconds(point.variant)
         longer = self._longer_s(self._spec.measure.measure_s, point)
-        return self.end_to_end_s + longer + WARM_COMPILE * compiling
+        usual = max(self.end_to_end_s, self.seconds_of(ProbeKind.END_TO_END) or 0.0)
+        return usual + longer + WARM_COMPILE * compiling
 
     def gate_s(self, finalists: int) -> float:
         """The shortest gate, with the soak."""
@@ -120,6 +131,13 @@ class Budget:
         rate = self._forecast.rates[self._forecast.leader]
         compiling = WARM_COMPILE * self._view.history.compile_seconds(self._forecast.leader.variant)
         return self._fixed_s + self._spec.lr.samples / rate + compiling
+
+    @cached_property
+    def noise_s(self) -> float:
+        """The noise probe: as long a training as an lr probe's, then two passes over its micro-gradients."""
+        reference = self._forecast.reference
+        samples = self._spec.lr.samples + 2 * NOISE_GRADIENTS * reference.micro
+        return self._fixed_s + samples / self._forecast.rates[reference]
 
     @cached_property
     def lr_reserve_s(self) -> float:

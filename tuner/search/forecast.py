@@ -3,27 +3,38 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from functools import cached_property
 
 import numpy as np
 
-from tuner.contract.probe import ProbeKind, ProbeRow
+from tuner.contract.probe import ProbeKind, ProbeRow, Stage
 from tuner.contract.study import Objective
-from tuner.search.history import is_ok, rate_of
+from tuner.search import goodput
+from tuner.search.belief import Belief, believe, process_noise
+from tuner.search.history import is_ok, power_of, rate_of
 from tuner.search.model import Estimate, overlap
-from tuner.search.objective import production_seconds
-from tuner.search.points import Loader, Point, Variant, sample_values, with_batch
+from tuner.search.objective import Figures, worth
+from tuner.search.points import Loader, Point, Variant, differences, with_batch
 from tuner.search.view import View
 
+PEAK_SPREAD = 0.03
+"""A configuration closer to the memory budget than this is no candidate: repeats of one differ by 2 to 4 % on a host,
+and the ship gate would only throw it out."""
 LEAST_NOISE = 0.01
 """Gains below this are never told from noise by single probes."""
-MOST_NOISE = 0.03
-"""Misfit above this is the model's and not the processes'."""
 UNKNOWN_ERROR = 0.10
-"""Error of the guess that a neighbour nothing is known of runs like the leader."""
+"""Error of the guess that a neighbour nothing is known of runs like the leader, and of guessed memory and power."""
+UNTRIED_WORKERS = 0.10
+"""Error of a prediction with a number of workers that was never measured beside the computation: what they take from it
+is not known."""
 MISFIT = 0.10
 """Typical end-to-end misfit above which the model is not trusted beyond neighbours."""
+CONFIRMING = frozenset({Stage.VERIFY, Stage.POLISH, Stage.SAMPLER})
+"""Stages whose end-to-end rows show how far the model is off where it learns from such rows."""
+LATEST = 6
+"""So many of them, the latest, count: what misled the model before it has learnt from since."""
 FEW = 3
 """End-to-end rows from which the corrections' spread is read."""
 
@@ -60,13 +71,32 @@ class Forecast:
         return {point: float(np.mean([rate_of(row) for row in rows])) for point, rows in self.rows.items()}
 
     def noise(self, point: Point) -> float:
-        """Relative error of a measured rate: within the process, and between processes as far as the misfit tells."""
-        between = min(self.residual, MOST_NOISE)
-        return max(LEAST_NOISE, between, self._within[point]) / math.sqrt(len(self.rows[point]))
+        """Relative error of what is believed of a measured rate, never below `LEAST_NOISE`."""
+        return max(LEAST_NOISE, self.beliefs[point].sd)
 
     @cached_property
-    def _within(self) -> dict[Point, float]:
-        return {point: max(noise_of(row) for row in rows) for point, rows in self.rows.items()}
+    def beliefs(self) -> dict[Point, Belief]:
+        """By measured configuration. What the model learnt from these rows themselves is no second opinion."""
+        noise = self.process_noise
+        found = {}
+        for point, rows in self.rows.items():
+            prior = self._prior(point) if self._spec.probes_alone and len(self._misfits) >= FEW else None
+            found[point] = believe([rate_of(row) for row in rows], noise, prior)
+        return found
+
+    @cached_property
+    def process_noise(self) -> float:
+        """Standard deviation between processes of one configuration, from those measured more than once."""
+        return process_noise([rate_of(row) for row in rows] for rows in self.rows.values())
+
+    def _prior(self, point: Point) -> Belief | None:
+        """The model's word."""
+        raw = self.raw_step(point)
+        if raw is None or raw.value <= 0:
+            return None
+        factor, spread = self.correction(point)
+        rate = point.samples * self._spec.baseline.world_size / (raw.value * factor)
+        return Belief(math.log(rate), math.hypot(raw.error, spread))
 
     def raw_step(self, point: Point) -> Estimate | None:
         """Seconds of one step by the factored model alone."""
@@ -97,28 +127,50 @@ class Forecast:
         world = self._spec.baseline.world_size
         found = {}
         for point, rate in self.rates.items():
-            raw = self.raw_step(point)
+            raw = self._foretold(point)
             if raw is not None and raw.value > 0:
                 found[point] = math.log(point.samples * world / rate / raw.value)
         return found
+
+    def _foretold(self, point: Point) -> Estimate | None:
+        """What the model says of a measured point. Where the model itself learnt from end-to-end rows, that is what it
+        said before this one was measured, and only of points that were to confirm it."""
+        if self._spec.probes_alone:
+            return self.raw_step(point)
+        first = self.rows[point][0]
+        if first.stage not in CONFIRMING:
+            return None
+        rows = [row for row in self._view.history.rows if row.number < first.number]
+        return Forecast(View(self._spec, rows)).raw_step(point)
 
     def correction(self, point: Point) -> tuple[float, float]:
         """Factor on the predicted step time learnt from end-to-end rows, and the spread around it.
 
         Rows with the same number of workers count first (workers and compute share a CPU), then any row.
         """
-        return math.exp(self._shift(point.loader.workers)), self.residual
+        return math.exp(self._shift(point.loader.workers)), self.misfit
 
     def _shift(self, workers: int) -> float:
-        """Typical log misfit with so many workers; of all rows where one alone would be no more than its own noise."""
+        """Typical log misfit with so many workers: they share the CPU with the computation. Few rows count less
+        than all rows together, as one alone would be little more than its own noise."""
+        if not self._spec.probes_alone or not self._misfits:
+            return 0.0  # without probes of its parts the model has learnt from these rows already
+        general = float(np.median(list(self._misfits.values())))
         logs = [log for other, log in self._misfits.items() if other.loader.workers == workers]
-        logs = logs if len(logs) > 1 else list(self._misfits.values())
-        return float(np.median(logs)) if logs else 0.0
+        if not logs:
+            return general
+        return (len(logs) * float(np.median(logs)) + general) / (len(logs) + 1)
+
+    @property
+    def misfit(self) -> float:
+        """What of the residual is the model's, once the noise between processes is taken out."""
+        return math.sqrt(max(0.0, self.residual**2 - self.process_noise**2))
 
     @cached_property
     def residual(self) -> float:
-        """Typical end-to-end misfit left after the correction; 0 while too few rows tell."""
+        """Typical end-to-end difference left after the correction; 0 while too few rows tell."""
         left = [log - self._shift(point.loader.workers) for point, log in self._misfits.items()]
+        left = left if self._spec.probes_alone else left[-LATEST:]
         if len(left) < FEW:
             return 0.0
         return float(np.sqrt(np.mean(np.square(left))))
@@ -126,38 +178,100 @@ class Forecast:
     def rate(self, point: Point) -> Estimate | None:
         """Samples/s: measured where it was, else predicted."""
         if point in self.rates:
-            return Estimate(self.rates[point], self.noise(point))
+            return Estimate(self.beliefs[point].rate, self.noise(point))
         raw = self.raw_step(point)
         if raw is None or raw.value <= 0:
             return None
         factor, spread = self.correction(point)
         world = self._spec.baseline.world_size
-        return Estimate(point.samples * world / (raw.value * factor), math.hypot(raw.error, 2 * spread))
+        error = math.hypot(raw.error, 2 * spread, 0.0 if self._tried(point) else UNTRIED_WORKERS)
+        return Estimate(point.samples * world / (raw.value * factor), error)
 
-    def worth(self, point: Point, rate: float) -> float:
-        """What the objective maximises: samples/s, or the horizon over the total production time."""
-        if self._spec.objective is Objective.THROUGHPUT:
-            return rate
-        compiling = self._view.history.compile_seconds(point.variant)
-        return self._spec.baseline.horizon_samples / production_seconds(self._spec, rate, compiling)
+    def _tried(self, point: Point) -> bool:
+        """So many workers were measured beside the computation."""
+        return any(other.loader.workers == point.loader.workers for other in self.rates)
+
+    def worth(self, point: Point, rate: float, rows: Sequence[ProbeRow] = ()) -> float:
+        """What the objective maximises (see `objective.worth`). `rows`: measurements of `point` with another model."""
+        return worth(self._spec, self.figures(point, rate, rows), self._bar)
 
     def measured_worth(self, point: Point) -> float:
-        return self.worth(point, self.rates[point])
+        """Of a measured configuration, as far as its figures are believed (see `belief`)."""
+        return self.worth(point, self.beliefs[point].rate)
+
+    def figures(self, point: Point, rate: float, rows: Sequence[ProbeRow] = ()) -> Figures:
+        """Everything the objectives ask of `point` at `rate` samples/s; memory and power only where asked for."""
+        rows, objective = rows or self.rows.get(point, ()), self._spec.objective
+        return Figures(
+            samples_per_s=rate,
+            compile_s=self._view.history.compile_seconds(point.variant),
+            efficiency=self.efficiency(point),
+            memory_used=self._memory_used(point, rows) if objective is Objective.MEMORY else 1.0,
+            power_w=(power_of(rows) or self._power_w) if objective is Objective.ENERGY else 1.0,
+        )
+
+    @cached_property
+    def _bar(self) -> Figures:
+        return self.figures(self.reference, self.rates[self.reference])
+
+    def efficiency(self, point: Point) -> float:
+        """Progress per sample over that at the baseline's effective batch size; the least it can be while the
+        gradient noise scale is unknown."""
+        world, before = self._spec.baseline.world_size, self._spec.baseline.effective_batch_size
+        batch = point.samples * world
+        if batch == before:
+            return 1.0
+        if self._view.noise_scale is None:
+            return min(1.0, before / batch)
+        return goodput.efficiency(self._view.noise_scale.value, batch, before)
+
+    def _memory_used(self, point: Point, rows: Sequence[ProbeRow]) -> float:
+        """Largest share of the memory budget seen; the upper error bar of the model where nothing was."""
+        seen = [self._spec.memory_used(row.measurement.memory) for row in rows if row.measurement is not None]
+        return max(seen) if seen else self._view.memory.upper(point.variant, point.micro)
+
+    @cached_property
+    def _power_w(self) -> float:
+        """What the reference draws: the guess for a configuration that was not measured end to end."""
+        return power_of(self.rows[self.reference]) or 1.0
 
     def optimistic(self, point: Point) -> float | None:
         """Upper bound of the worth; None where nothing is known."""
         found = self.rate(point)
-        return None if found is None else self.worth(point, found.value * (1 + found.error))
+        if found is None:
+            return None
+        return self._hoped(point, found.value * (1 + found.error), measured=point in self.rates)
+
+    @property
+    def unknown(self) -> float:
+        """Optimistic worth of a configuration near the leader that nothing is known of."""
+        return self._hoped(self.leader, self.rates[self.leader] * (1 + UNKNOWN_ERROR), measured=False)
+
+    def _hoped(self, point: Point, rate: float, *, measured: bool) -> float:
+        """With less memory and less power than assumed, where that was not measured end to end."""
+        own, less = self.figures(point, rate), 1.0 if measured else 1 - UNKNOWN_ERROR
+        own = replace(own, memory_used=own.memory_used * less, power_w=own.power_w * less)
+        return worth(self._spec, own, self._bar)
 
     @cached_property
     def leader(self) -> Point:
-        """The best measured end to end; a later one replaces an earlier only beyond the noise of both."""
-        best = self.reference
-        for point in self.rates:
-            noise = math.hypot(self.noise(point), self.noise(best))
-            if self.measured_worth(point) > self.measured_worth(best) * (1 + noise):
-                best = point
-        return best
+        """The best believed of those measured end to end, of equals the one that changes least; the reference stays
+        unless beaten beyond the noise of both."""
+        bar = max(self.measured_worth(point) for point in self.roomy) / (1 + LEAST_NOISE)
+        equals = [point for point in self.roomy if self.measured_worth(point) >= bar]
+        best = min(equals, key=lambda p: (differences(self.reference, p), -self.measured_worth(p)))
+        noise = math.hypot(self.noise(best), self.noise(self.reference))
+        beaten = self.measured_worth(best) > self.measured_worth(self.reference) * (1 + noise)
+        return best if beaten else self.reference
+
+    @cached_property
+    def roomy(self) -> tuple[Point, ...]:
+        """The reference, and what was measured whose peak leaves room for what those of fresh processes differ by."""
+        used = {
+            p: max(self._spec.memory_used(r.measurement.memory) for r in rows if r.measurement)
+            for p, rows in self.rows.items()
+        }
+        return tuple(point for point in self.rows if point == self.reference or used[point] <= 1 - PEAK_SPREAD)
 
     def variants(self) -> tuple[Variant, ...]:
         """Variants with compute rows, in the order measured."""
@@ -166,7 +280,7 @@ class Forecast:
     def grid(self) -> Iterator[Point]:
         """Every configuration the model knows something of and memory allows, not yet settled end to end."""
         for variant in self.variants():
-            for samples in sample_values(self._spec):
+            for samples in self._view.sample_values:
                 for micro in self._view.micro_values(samples):
                     if self._view.memory.fits(variant, micro):
                         yield from self._unsettled(variant, micro, samples)

@@ -5,19 +5,20 @@ The error level is shared over finalists and looks (Bonferroni), so that peeking
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import hashlib
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 from tuner.contract.config import RunConfig
 from tuner.contract.measurement import Interval
 from tuner.contract.probe import ProbeKind, ProbeRequest, ProbeRow, Stage
 from tuner.contract.statistics import paired_gain
-from tuner.contract.study import GateSpec, Objective
-from tuner.search.history import is_ok, is_settled, rate_of
+from tuner.contract.study import GateSpec, Objective, StudySpec
+from tuner.search.history import is_ok, is_settled, power_of, rate_of
 from tuner.search.levers import lever_finalist
 from tuner.search.lr import chosen_lr
-from tuner.search.objective import production_seconds
-from tuner.search.points import Point, config_of, differences, point_of
+from tuner.search.objective import Figures, fast_enough, merit
+from tuner.search.points import Point, config_of, differences, point_of, with_rate
 from tuner.search.requests import make_request
 from tuner.search.situation import Situation
 
@@ -43,6 +44,8 @@ class Contest:
     looks: tuple[int, ...]
     confidence: float
     """Of each interval, so that all together keep the gate's error level."""
+    spec: StudySpec
+    """What is compared, and from where a gain counts."""
 
     @property
     def finalists(self) -> range:
@@ -53,20 +56,14 @@ def contest(s: Situation) -> Contest:
     """From the search's rows alone, so that it does not change while the gate runs."""
     spec = s.view.spec
     lr = chosen_lr(s.history.search, spec)
-    configs = [_with_lr(config_of(spec, point), lr) for point in finalists(s)]
+    configs = [with_rate(config_of(spec, point), spec.baseline, lr) for point in finalists(s)]
     if (changed := lever_finalist(s)) is not None:
         configs.append(changed)  # with the lr its quality was measured at
     sides = (config_of(spec, s.forecast.reference), *configs)
     looks = looks_of(spec.gate) if configs else ()
     rounds = max(looks) if looks else min(BASELINE_ROUNDS, spec.gate.min_pairs)
     tests = max(1, len(configs) * len(looks))
-    return Contest(sides, rounds, looks, 1 - spec.gate.alpha / tests)
-
-
-def _with_lr(config: RunConfig, lr: float | None) -> RunConfig:
-    if lr is None:
-        return config
-    return config.model_copy(update={"optimizer": config.optimizer.model_copy(update={"lr": lr})})
+    return Contest(sides, rounds, looks, 1 - spec.gate.alpha / tests, spec)
 
 
 def looks_of(gate: GateSpec) -> tuple[int, ...]:
@@ -78,12 +75,16 @@ def finalists(s: Situation) -> tuple[Point, ...]:
     """The best measured configurations that beat the reference, or else the one that might within the noise.
 
     The leader first: it replaced others only beyond the noise. A second one must compute differently, not merely
-    load differently, and come close; where no gain passed the noise, one is enough to prove that.
+    load differently, and come close; where no gain passed the noise, one is enough to prove that. Under `memory` the
+    second is the fastest of those that need less.
     """
     f = s.forecast
-    others = sorted((p for p in f.rates if p != f.reference), key=lambda p: (p != f.leader, -f.measured_worth(p)))
+    others = sorted((p for p in f.roomy if p != f.reference), key=lambda p: (p != f.leader, -f.measured_worth(p)))
     bar = f.measured_worth(f.reference)
     better = [p for p in others if f.measured_worth(p) > bar]
+    if better and s.view.spec.objective is Objective.MEMORY:
+        safest = max(better, key=lambda p: f.rates[p])  # the leader may be too close to what counts as slower
+        return tuple(dict.fromkeys((better[0], safest)))[: s.budget.finalists]
     if better:
         floor = NEAR_BEST * max(f.measured_worth(p) for p in better)
         distinct = {p._replace(loader=better[0].loader): p for p in reversed(better) if f.measured_worth(p) >= floor}
@@ -100,8 +101,8 @@ class Standing:
     contest: Contest
     request: ProbeRequest | None = None
     """The next probe; None when the gate is over."""
-    pairs: dict[int, list[tuple[float, float]]] = field(default_factory=dict)
-    """Finalist -> rates (its own, the reference's) of each round both completed."""
+    pairs: dict[int, list[tuple[Figures, Figures]]] = field(default_factory=dict)
+    """Finalist -> figures (its own, the reference's) of each round both completed."""
     out: dict[int, str] = field(default_factory=dict)
     """Finalist -> why it is no longer in the contest."""
     won: dict[int, Interval] = field(default_factory=dict)
@@ -110,10 +111,22 @@ class Standing:
     """Why the gate was given up."""
 
     def gain(self, finalist: int) -> Interval | None:
+        """In what the objective asks for."""
+        return self._ratio(finalist, lambda figures: merit(self.contest.spec, figures))
+
+    def speedup(self, finalist: int) -> Interval | None:
+        """In samples/s, whatever the objective."""
+        return self._ratio(finalist, lambda figures: figures.samples_per_s)
+
+    def progress(self, finalist: int) -> Interval | None:
+        """In goodput, whatever the objective."""
+        return self._ratio(finalist, lambda figures: figures.samples_per_s * figures.efficiency)
+
+    def _ratio(self, finalist: int, of: Callable[[Figures], float]) -> Interval | None:
         pairs = self.pairs.get(finalist, [])
         if not pairs:
             return None
-        return paired_gain([own for own, _ in pairs], [other for _, other in pairs], self.contest.confidence)
+        return paired_gain([of(own) for own, _ in pairs], [of(other) for _, other in pairs], self.contest.confidence)
 
     @property
     def active(self) -> list[int]:
@@ -140,10 +153,10 @@ def standing(s: Situation) -> Standing:
     for number in range(state.contest.rounds + VOID_ROUNDS):
         if done == state.contest.rounds:
             break
-        rates = _round(s, state, number)
-        if rates is None:
+        measured = _round(s, state, number)
+        if measured is None:
             return state
-        if 0 not in rates:
+        if 0 not in measured:
             void += 1
             if void == VOID_ROUNDS:
                 state.broken = f"the reference failed in {void} rounds of the ship gate"
@@ -151,36 +164,50 @@ def standing(s: Situation) -> Standing:
             continue
         done += 1
         for finalist in state.active:
-            if finalist in rates:
-                state.pairs.setdefault(finalist, []).append((rates[finalist], rates[0]))
-        if done in state.contest.looks and _over(s, state, last=done == state.contest.looks[-1]):
+            if finalist in measured:
+                state.pairs.setdefault(finalist, []).append((measured[finalist], measured[0]))
+        if done in state.contest.looks and judged(state, last=done == state.contest.looks[-1]):
             break
         if state.contest.looks and not state.active:
             break
     return state
 
 
-def _round(s: Situation, state: Standing, number: int) -> dict[int, float] | None:
-    """Rates of the sides in round `number`; None, with `state.request` set, while a side is still to be measured."""
-    rates: dict[int, float] = {}
-    for side in order_of(state.active, number):
+def _round(s: Situation, state: Standing, number: int) -> dict[int, Figures] | None:
+    """Figures of the sides in round `number`; None, with `state.request` set, while a side is still to be measured."""
+    measured: dict[int, Figures] = {}
+    for side in order_of(state.contest.spec, state.active, number):
         config = state.contest.sides[side]
         rows = [row for row in s.history.gate if row.pair == number and row.config == config]
         if not is_settled(rows, retry_fluke=True):
             state.request = make_request(s.history, ProbeKind.END_TO_END, Stage.GATE, [config], pair=number)
             return None
         good = [row for row in rows if is_ok(row)]
-        if good:
-            rates[side] = rate_of(good[-1])
+        if good and (figures := _figures(s, good[-1])) is not None:
+            measured[side] = figures
         if side and (why := _why_out(s, rows)):
             state.out[side] = why
-    return rates
+    return measured
 
 
-def order_of(active: Sequence[int], number: int) -> list[int]:
-    """B A C in even rounds, C A B in odd ones: whatever drifts meets every side from both directions."""
+def _figures(s: Situation, row: ProbeRow) -> Figures | None:
+    """None where the row lacks what the objective compares."""
+    if s.view.spec.objective is Objective.ENERGY and power_of([row]) is None:
+        return None
+    return s.forecast.figures(point_of(row.config), rate_of(row), [row])
+
+
+def order_of(spec: StudySpec, active: Sequence[int], number: int) -> list[int]:
+    """B A C or C A B, drawn by lot for every round, the same whenever asked.
+
+    A host's speed hangs together from one probe to the next, and a fixed order can fall into step with it: alternating
+    orders meet a rhythm of four probes with the same side up each time. Drawn, it falls on either side by chance, so
+    the pairs' differences are independent and symmetric where nothing differs, whatever the noise is like (Fisher,
+    The Design of Experiments, 1935, sections 9 and 21).
+    """
     order = [*active[:1], 0, *active[1:]]
-    return order if number % 2 == 0 else order[::-1]
+    lot = hashlib.sha256(f"{spec.name} {spec.seed} {number}".encode()).digest()[0]
+    return order if lot % 2 else order[::-1]
 
 
 def _why_out(s: Situation, rows: Sequence[ProbeRow]) -> str:
@@ -194,38 +221,30 @@ def _why_out(s: Situation, rows: Sequence[ProbeRow]) -> str:
     return ""
 
 
-def _over(s: Situation, state: Standing, *, last: bool) -> bool:
-    """Judge every open finalist; True when nothing that is still open could change the answer."""
+def judged(state: Standing, *, last: bool) -> bool:
+    """One look: who has won so far, and who is out; True when nothing that is still open could change the answer.
+
+    The interval's lower end must lie above 1 and its middle at the least gain that counts. Under `memory` the interval
+    of the speed, at the same level, must prove besides that the finalist is not slower (see `fast_enough`); that both
+    must hold makes false gains rarer, so the level is not divided again.
+    """
     state.won.clear()
-    least = 1 + s.view.spec.gate.min_gain
-    for finalist in state.active:
-        gain = state.gain(finalist)
-        assert gain is not None
-        enough = len(state.pairs[finalist]) >= s.view.spec.gate.min_pairs
-        if enough and gain.low > 1.0 and gain.value >= least and pays_off(s, state, finalist, gain.value):
+    spec = state.contest.spec
+    gains = {finalist: gain for finalist in state.active if (gain := state.gain(finalist)) is not None}
+    for finalist, gain in gains.items():
+        speed = state.progress(finalist)
+        assert speed is not None
+        enough = len(state.pairs[finalist]) >= spec.gate.min_pairs
+        least = 1 + spec.gate.min_gain
+        if enough and gain.low > 1.0 and gain.value >= least and fast_enough(spec, speed.low):
             state.won[finalist] = gain
         elif gain.high < least:
             state.out[finalist] = f"its gain is below {least:.2f}x"
-    if last or not state.active:
-        return True
+        elif not fast_enough(spec, speed.high):
+            state.out[finalist] = f"it is slower: {speed.value:.3f}x the speed of the baseline"
     best = max((gain.value for gain in state.won.values()), default=None)
-    return best is not None and all(
-        gain.value <= best for finalist in state.active if (gain := state.gain(finalist)) is not None
-    )
-
-
-def pays_off(s: Situation, state: Standing, finalist: int, gain: float) -> bool:
-    """By total production time, compile included; by throughput alone under that objective."""
-    spec = s.view.spec
-    if spec.objective is Objective.THROUGHPUT:
-        return True
-    own, reference = state.contest.sides[finalist], state.contest.sides[0]
-    rate = s.forecast.rates[s.forecast.reference]
-    times = [
-        production_seconds(spec, speed, s.history.compile_seconds(point_of(config).variant))
-        for speed, config in ((rate * gain, own), (rate, reference))
-    ]
-    return times[0] < times[1]
+    settled = best is not None and all(f in gains and gains[f].value <= best for f in state.active)
+    return last or not state.active or settled
 
 
 def soak_order(state: Standing) -> Iterator[int]:

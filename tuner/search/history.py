@@ -9,20 +9,24 @@ from functools import cached_property
 
 import numpy as np
 
-from tuner.contract.measurement import Measurement, Outcome
+from tuner.contract.measurement import Measurement, MemoryPeak, Outcome
 from tuner.contract.probe import ProbeKind, ProbeRow, Stage
 from tuner.contract.study import StudySpec
+from tuner.search.memory import Traces
 from tuner.search.points import Point, Variant, point_of
 
 SEARCH_STAGES = frozenset(
     {
         Stage.BASELINE,
         Stage.EQUIVALENCE,
+        Stage.TRACE,
+        Stage.NOISE,
         Stage.LOADER,
         Stage.FLAGS,
         Stage.BATCH,
         Stage.VERIFY,
         Stage.POLISH,
+        Stage.CONFIRM,
         Stage.QUALITY,
         Stage.LR,
         Stage.SAMPLER,
@@ -35,6 +39,10 @@ FLUKES = frozenset({Outcome.CRASHED, Outcome.NO_RESULT, Outcome.TIMEOUT})
 
 MAX_CONTENDED = 3
 """Attempts at a measurement another process keeps disturbing; then it is unmeasurable here."""
+
+TRACED = "predicted_peak_bytes"
+HEAPED = "predicted_heap_bytes"
+"""What a trace probe answers: live tensors; and the host's heap for them, which counts without a GPU."""
 
 _MODEL_KINDS = frozenset({ProbeKind.COMPUTE, ProbeKind.END_TO_END})
 
@@ -57,6 +65,20 @@ def is_ok(row: ProbeRow) -> bool:
 def rate_of(row: ProbeRow) -> float:
     assert row.measurement is not None
     return mean_rate(row.measurement)
+
+
+def power_of(rows: Sequence[ProbeRow]) -> float | None:
+    """Mean power in watts over the measured steps of `rows`; None where no row tells."""
+    told = [row.measurement.telemetry for row in rows if row.measurement is not None]
+    watts = [telemetry.power_w for telemetry in told if telemetry is not None and telemetry.power_w]
+    return float(np.mean(watts)) if watts else None
+
+
+def growth_of(row: ProbeRow) -> float:
+    """Bytes: reserved + context on a GPU, without one what the process grew by after its imports."""
+    assert row.measurement is not None
+    peak = row.measurement.memory
+    return float(peak.gate_bytes if peak.reserved_bytes is not None else peak.process_bytes - peak.base_bytes)
 
 
 def is_settled(rows: Sequence[ProbeRow], *, retry_fluke: bool) -> bool:
@@ -182,3 +204,40 @@ class History:
                     share = self.spec.memory_used(row.measurement.memory)
                     by_size[point.micro] = max(share, by_size.get(point.micro, 0.0))
         return found
+
+    @cached_property
+    def growths(self) -> dict[Variant, dict[int, list[float]]]:
+        """Bytes each measured process grew by (see `growth_of`), by variant and micro-batch size."""
+        found: dict[Variant, dict[int, list[float]]] = {}
+        for (kind, point), rows in self._asked.items():
+            if kind in _MODEL_KINDS:
+                grown = [growth_of(row) for row in rows if is_ok(row)]
+                if grown:
+                    found.setdefault(point.variant, {}).setdefault(point.micro, []).extend(grown)
+        return found
+
+    @cached_property
+    def traces(self) -> Traces:
+        """Bytes the traces hold; of a size traced with several accumulations the most."""
+        name = TRACED if self.spec.device.kind == "cuda" else HEAPED
+        peaks: dict[bool, dict[int, float]] = {}
+        for point, rows in self.of_kind(ProbeKind.TRACE).items():
+            by_size = peaks.setdefault(point.variant.gradient_checkpointing, {})
+            for row in rows:
+                traced = row.values.get(name, row.values.get(TRACED))
+                if traced is not None:
+                    by_size[point.micro] = max(traced, by_size.get(point.micro, 0.0))
+        return Traces({key: by_size for key, by_size in peaks.items() if by_size})
+
+    def share_of_growth(self, growth: float) -> float:
+        """Share of the memory budget that a growth of so many bytes would take, on top of what the imports hold."""
+        whole = max(0, round(growth))
+        if self.spec.device.kind == "cuda":
+            return self.spec.memory_used(MemoryPeak(process_bytes=0, reserved_bytes=whole))
+        return self.spec.memory_used(MemoryPeak(process_bytes=self._base_bytes + whole, base_bytes=self._base_bytes))
+
+    @cached_property
+    def _base_bytes(self) -> int:
+        """What the imported process holds: the most that was seen."""
+        peaks = [row.measurement.memory for row in self.search if row.measurement is not None]
+        return max((peak.base_bytes for peak in peaks), default=0)

@@ -89,8 +89,11 @@ def _measured(s: Situation, model: Model) -> tuple[RunConfig, float] | None:
     point = cut_of(s, model)
     if point is None or not compared(s, model).proven:
         return None
-    rates = [rate_of(row) for row in _runs(s, model, point) if is_ok(row)]
-    return (_config(s, model, point), s.forecast.worth(point, float(np.mean(rates)))) if rates else None
+    runs = [row for row in _runs(s, model, point) if is_ok(row)]
+    if not runs:
+        return None
+    rate = float(np.mean([rate_of(row) for row in runs]))
+    return _config(s, model, point), s.forecast.worth(point, rate, runs)
 
 
 def cut_of(s: Situation, model: Model) -> Point | None:

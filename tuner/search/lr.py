@@ -18,7 +18,7 @@ from tuner.contract.space import Knob
 from tuner.contract.statistics import mean_interval
 from tuner.contract.study import StudySpec
 from tuner.search.history import is_settled
-from tuner.search.points import config_of
+from tuner.search.points import config_of, lr_factor, with_rate
 from tuner.search.requests import make_request
 from tuner.search.situation import Situation
 
@@ -45,7 +45,7 @@ def lr_stage(s: Situation) -> ProbeRequest | None:
     if not wanted(spec):
         return None
     for seed, lr in _plan(spec):
-        if not is_settled(rows_of(s.history.search, lr, seed), retry_fluke=True):
+        if not is_settled(rows_of(s.history.search, spec, lr, seed), retry_fluke=True):
             return _request(s, lr, seed) if s.budget.allows_lr() else None
     return None
 
@@ -56,16 +56,22 @@ def _plan(spec: StudySpec) -> list[tuple[int, float]]:
 
 
 def _request(s: Situation, lr: float, seed: int) -> ProbeRequest:
-    config = config_of(s.view.spec, s.forecast.leader)
-    optimizer = config.optimizer.model_copy(update={"lr": lr})
-    config = config.model_copy(update={"optimizer": optimizer, "seed": seed})
-    return make_request(s.history, ProbeKind.LR, Stage.LR, [config], samples=s.view.spec.lr.samples)
+    spec = s.view.spec
+    config = with_rate(config_of(spec, s.forecast.leader), spec.baseline, lr).model_copy(update={"seed": seed})
+    return make_request(s.history, ProbeKind.LR, Stage.LR, [config], samples=spec.lr.samples)
 
 
-def rows_of(rows: Sequence[ProbeRow], lr: float, seed: int) -> list[ProbeRow]:
+def rows_of(rows: Sequence[ProbeRow], spec: StudySpec, lr: float, seed: int) -> list[ProbeRow]:
+    """Rows of a rate as it is named for the baseline's effective batch size."""
     return [
-        row for row in rows if row.kind is ProbeKind.LR and (row.config.optimizer.lr, row.config.seed) == (lr, seed)
+        row
+        for row in rows
+        if row.kind is ProbeKind.LR and row.config.seed == seed and math.isclose(_named_rate(row, spec), lr)
     ]
+
+
+def _named_rate(row: ProbeRow, spec: StudySpec) -> float:
+    return row.config.optimizer.lr / lr_factor(row.config, spec.baseline)
 
 
 @dataclass(frozen=True)
@@ -97,7 +103,7 @@ def traces(rows: Sequence[ProbeRow], spec: StudySpec) -> dict[float, dict[int, T
     """By rate and seed; only what was measured."""
     found: dict[float, dict[int, Trace]] = {}
     for seed, lr in _plan(spec):
-        for row in rows_of(rows, lr, seed):
+        for row in rows_of(rows, spec, lr, seed):
             if (trace := trace_of(row)) is not None:
                 found.setdefault(lr, {})[seed] = trace
     return found
@@ -123,11 +129,23 @@ def judge(rows: Sequence[ProbeRow], spec: StudySpec) -> LrVerdict:
     own = spec.baseline.optimizer.lr
     if not sound:
         return LrVerdict(vetoed=vetoed, measured=len(found))
-    best = min(sound, key=lambda lr: (float(np.mean([t.final for t in sound[lr].values()])), lr != own))
+    shared = _shared_seeds(sound)
+    best = min(sound, key=lambda lr: (_mean_final(sound[lr], shared), lr != own))
     suggested = best if best != own else None
     if suggested is None or own not in sound:
         return LrVerdict(vetoed, suggested, measured=len(found), seeds=len(sound[best]))
     return _compared(vetoed, sound, own, best, len(found), len(lr_values(spec)) - 1)
+
+
+def _shared_seeds(sound: dict[float, dict[int, Trace]]) -> set[int]:
+    """Seeds every rate was measured with: a budget that ended within a round leaves some rates with one more, and means
+    over different seeds do not compare. Where no seed is shared, all."""
+    seeds = [set(by_seed) for by_seed in sound.values()]
+    return set.intersection(*seeds) or set.union(*seeds)
+
+
+def _mean_final(by_seed: dict[int, Trace], seeds: set[int]) -> float:
+    return float(np.mean([trace.final for seed, trace in by_seed.items() if seed in seeds]))
 
 
 def _compared(
@@ -167,7 +185,7 @@ def lr_notes(rows: Sequence[ProbeRow], spec: StudySpec) -> list[str]:
         return []
     verdict, own = judge(rows, spec), spec.baseline.optimizer.lr
     if not verdict.measured:
-        return ["lr: not probed, the budget left no time for it; the baseline's is kept"]
+        return ["lr: not probed, the budget left no time for it; no other rate than the baseline's was tried"]
     notes = [f"lr {lr:g}: vetoed, the loss broke down within {spec.lr.samples} samples" for lr in verdict.vetoed]
     kept = chosen_lr(rows, spec)
     if own in verdict.vetoed and kept is None:
@@ -178,7 +196,18 @@ def lr_notes(rows: Sequence[ProbeRow], spec: StudySpec) -> list[str]:
         notes.append(f"lr {verdict.suggested:g}: suggested, unverified{_evidence(verdict, spec)}; {own:g} is kept")
     elif own not in verdict.vetoed:
         notes.append(f"lr {own:g} kept: no other of {verdict.measured} rates had a lower loss, {_horizon(spec)}")
-    return notes
+    return notes + _scale_notes(rows, spec)
+
+
+def _scale_notes(rows: Sequence[ProbeRow], spec: StudySpec) -> list[str]:
+    """Rates are named for the baseline's effective batch size, and were measured at the leader's."""
+    own = spec.baseline.effective_batch_size
+    sizes = {row.config.effective_batch_size: row.config for row in rows if row.kind is ProbeKind.LR}
+    factors = {size: lr_factor(config, spec.baseline) for size, config in sizes.items() if size != own}
+    return [
+        f"lr: rates are named for the effective batch of {own}; at {size} they were {factor:.4g} times that, by rule"
+        for size, factor in factors.items()
+    ]
 
 
 def _evidence(verdict: LrVerdict, spec: StudySpec) -> str:

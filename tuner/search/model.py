@@ -1,12 +1,11 @@
-"""The factored model: step time from compute rows, data time from loader rows, peak memory from both kinds.
+"""The factored model: step time from compute rows, data time from loader rows (memory: see `memory`).
 
 It predicts and says how far it may be off; it chooses nothing.
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import NamedTuple
@@ -16,18 +15,14 @@ import numpy as np
 from tuner.contract.probe import ProbeKind
 from tuner.contract.space import Knob
 from tuner.search.history import History, is_ok, median_step_s
-from tuner.search.points import Loader, Variant, with_flag
+from tuner.search.points import IDLE_PREFETCH, Loader, Point, Variant, as_loader, with_flag
+from tuner.search.whole import take_apart
 
 MEASURED_ERROR = 0.02
 FITTED_ERROR = 0.04
 SCALED_ERROR = 0.07
 COMPOSED_ERROR = 0.10
 """Relative error to expect of a step time: measured, fitted over sizes, scaled from one size, composed of flags."""
-
-EXTRAPOLATED_MEMORY = 1.15
-"""Upper error bar of memory above the largest measured size: convex growth makes the affine guess too small."""
-INTERPOLATED_MEMORY = 1.03
-BORROWED_MEMORY = 1.10
 
 
 class Cut(NamedTuple):
@@ -84,17 +79,25 @@ class Estimate(NamedTuple):
     error: float
 
 
+def _compute_seconds(history: History) -> Iterator[tuple[Point, float]]:
+    """Of one step: from compute rows, or from whole steps where computing cannot be probed alone."""
+    if not history.spec.probes_alone:
+        yield from take_apart(history).compute_s.items()
+        return
+    for point, rows in history.of_kind(ProbeKind.COMPUTE).items():
+        for row in rows:
+            if is_ok(row) and row.measurement is not None:
+                yield point, median_step_s(row.measurement)
+
+
 class StepModel:
     """Compute seconds of one optimizer step, for any variant that was measured or can be composed of such."""
 
     def __init__(self, history: History, base: Variant) -> None:
         self._base = base
         self.cuts: dict[Variant, list[Cut]] = {}
-        for point, rows in history.of_kind(ProbeKind.COMPUTE).items():
-            for row in rows:
-                if is_ok(row) and row.measurement is not None:
-                    cut = Cut(point.micro, point.accumulation, median_step_s(row.measurement))
-                    self.cuts.setdefault(point.variant, []).append(cut)
+        for point, seconds in _compute_seconds(history):
+            self.cuts.setdefault(point.variant, []).append(Cut(point.micro, point.accumulation, seconds))
 
     @cached_property
     def fits(self) -> dict[Variant, StepFit]:
@@ -164,6 +167,10 @@ class LoaderModel:
 
     def __init__(self, history: History) -> None:
         self.per_sample: dict[Loader, float] = {}
+        self._single: float | None = None
+        if not history.spec.probes_alone:
+            self.per_sample = take_apart(history).per_sample_s
+            self._single = self.per_sample.get(as_loader(0, IDLE_PREFETCH))
         for point, rows in history.of_kind(ProbeKind.LOADER).items():
             times = [
                 median_step_s(row.measurement) / row.measurement.samples_per_step
@@ -178,7 +185,7 @@ class LoaderModel:
         for known in (loader, *(other for other in self.per_sample if other.workers == loader.workers)):
             if known in self.per_sample:
                 return self.per_sample[known] * samples
-        return None
+        return None if self._single is None else self._single / max(1, loader.workers) * samples
 
     def best(self) -> Loader | None:
         """The fastest; of those within 3 % of it, the one with fewest workers."""
@@ -191,55 +198,3 @@ class LoaderModel:
 def overlap(compute_s: float, data_s: float, loader: Loader) -> float:
     """Step seconds with the loader running: beside the compute with workers, before it without."""
     return max(compute_s, data_s) if loader.workers else compute_s + data_s
-
-
-class MemoryModel:
-    """Share of the memory budget at a micro-batch size, as an upper error bar.
-
-    The peak is convex and piecewise affine in the size: interpolation is safe, extrapolation is too low.
-    """
-
-    def __init__(self, shares: Mapping[Variant, Mapping[int, float]], overruns: Mapping[Variant, int]) -> None:
-        self._shares = shares
-        self._overruns = overruns
-
-    def fits(self, variant: Variant, micro: int) -> bool:
-        """False where it was seen not to fit, at this size or below, or where the upper error bar passes the budget."""
-        if micro >= self._overruns.get(variant, math.inf):
-            return False
-        return self.upper(variant, micro) <= 1.0
-
-    def upper(self, variant: Variant, micro: int) -> float:
-        """Upper error bar of the share; 1.0 = the whole budget, infinite where nothing is known at all."""
-        if own := self._shares.get(variant):
-            return _upper(own, micro)
-        known = self._alike(variant)
-        return BORROWED_MEMORY * max((_upper(shares, micro) for shares in known), default=math.inf)
-
-    def _alike(self, variant: Variant) -> list[Mapping[int, float]]:
-        """Measured variants to borrow from: those that recompute activations as this one does.
-
-        Recomputing never needs more than not recomputing, so the latter may stand in for the former.
-        """
-        same = [s for v, s in self._shares.items() if v.gradient_checkpointing == variant.gradient_checkpointing]
-        if same or not variant.gradient_checkpointing:
-            return same
-        return list(self._shares.values())
-
-
-def _upper(shares: Mapping[int, float], micro: int) -> float:
-    if micro in shares:
-        return shares[micro]
-    sizes = sorted(shares)
-    if micro < sizes[0]:
-        return shares[sizes[0]]
-    if micro < sizes[-1]:
-        return float(np.interp(micro, sizes, [shares[size] for size in sizes])) * INTERPOLATED_MEMORY
-    top = sizes[-1]
-    proportional = shares[top] * micro / top
-    if len(sizes) == 1:
-        return proportional * INTERPOLATED_MEMORY
-    below = sizes[-2]
-    slope = max(0.0, (shares[top] - shares[below]) / (top - below))
-    affine = shares[top] + slope * (micro - top)
-    return min(affine * EXTRAPOLATED_MEMORY, max(affine, proportional * INTERPOLATED_MEMORY))

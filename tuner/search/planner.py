@@ -13,20 +13,23 @@ from tuner.contract.config import CompileMode, Precision
 from tuner.contract.probe import ProbeKind, ProbeRequest, ProbeRow, Stage
 from tuner.contract.space import Knob, with_knobs
 from tuner.contract.study import SamplerName, StudySpec
+from tuner.search.confirm import confirm
+from tuner.search.fallback import handed_over
 from tuner.search.gate import contest, soak, standing
 from tuner.search.levers import lever_stage
 from tuner.search.lr import lr_stage
-from tuner.search.points import lr_rule, point_of
+from tuner.search.points import point_of, rescaled
 from tuner.search.refine import polish, verify
 from tuner.search.requests import make_request
 from tuner.search.situation import Situation, situation_of
-from tuner.search.stages import STAGES, Failed, baseline, equivalence
+from tuner.search.stages import STAGES, Failed, baseline, equivalence, noise
 from tuner.search.view import View
 
 
 @dataclass(frozen=True)
 class Ask:
-    """An Optuna sampler should propose the next end-to-end probe: see `sampler_request`."""
+    """An Optuna sampler should propose the next end-to-end probe: that of the study (see `sampler_request`), or, where
+    ours is the sampler and its model misfits, `sampler.proposed`."""
 
     reason: str
 
@@ -66,14 +69,18 @@ def _searched(s: Situation) -> ProbeRequest | Ask | None:
 
 
 def _search(s: Situation) -> ProbeRequest | Ask | None:
+    """The stages in order, those passed over whose kind of probe cannot be asked; then the fall-back."""
     if s.view.spec.sampler is not SamplerName.STAGED:
         if s.budget.spent_up:
             return None
-        return equivalence(s) or Ask(f"sampler {s.view.spec.sampler.value} proposes")
+        return equivalence(s) or noise(s) or Ask(f"sampler {s.view.spec.sampler.value} proposes")
     for stage in (*STAGES, verify, polish):
-        if (request := stage(s)) is not None:
+        request = stage(s)
+        if request is not None and (s.view.spec.probes_alone or request.kind is ProbeKind.END_TO_END):
             return request
-    return None
+    if (request := confirm(s)) is not None:  # first, as only repeats tell the model's misfit from noise
+        return request
+    return Ask(reason) if (reason := handed_over(s)) else None
 
 
 def _judged(s: Situation) -> ProbeRequest | Done:
@@ -113,12 +120,9 @@ def sampler_request(spec: StudySpec, rows: Sequence[ProbeRow], values: Mapping[s
     chosen = {Knob(name): _typed(Knob(name), value) for name, value in values.items() if name != Knob.LR.value}
     if view.coupled and view.reference is not None:
         chosen[Knob.MICRO_BATCH_SIZE] = view.reference.micro
-    if spec.effective_batch is not None:
+    if chosen.get(Knob.EFFECTIVE_BATCH_SIZE, 0) // spec.baseline.world_size not in view.sample_values:
         chosen.pop(Knob.EFFECTIVE_BATCH_SIZE, None)
-    config = with_knobs(spec.baseline, chosen)
-    factor = config.effective_batch_size / spec.baseline.effective_batch_size
-    if factor != 1.0:
-        config = with_knobs(config, {Knob.LR: lr_rule(spec.baseline.optimizer, factor)})
+    config = rescaled(with_knobs(spec.baseline, chosen), spec.baseline)
     return make_request(view.history, ProbeKind.END_TO_END, Stage.SAMPLER, [config])
 
 

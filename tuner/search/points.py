@@ -75,7 +75,8 @@ def as_loader(workers: int, prefetch: int) -> Loader:
 def config_of(spec: StudySpec, point: Point) -> RunConfig:
     """The full configuration of `point`: the baseline with the point's knobs.
 
-    Another effective batch size than the baseline's changes the lr by rule (see `lr_rule`).
+    Another effective batch size than the baseline's changes lr, betas and eps by rule (see `optimizer_rule`), and
+    raises ValueError where the rule does not lead there.
     """
     baseline = spec.baseline
     effective = point.samples * baseline.world_size
@@ -90,19 +91,63 @@ def config_of(spec: StudySpec, point: Point) -> RunConfig:
         Knob.CHANNELS_LAST: point.variant.channels_last,
         Knob.FUSED: point.variant.fused,
     }
-    factor = effective / baseline.effective_batch_size
-    if factor != 1.0:
-        values[Knob.LR] = lr_rule(baseline.optimizer, factor)
-    return with_knobs(baseline, values)
+    return rescaled(with_knobs(baseline, values), baseline)
+
+
+def rescaled(config: RunConfig, baseline: RunConfig) -> RunConfig:
+    """`config` with the baseline's optimizer settings carried over to its effective batch size by rule.
+
+    Unchanged where the size is the baseline's. Raises ValueError where no rule leads there.
+    """
+    factor = config.effective_batch_size / baseline.effective_batch_size
+    if factor == 1.0:
+        return config
+    optimizer = optimizer_rule(baseline.optimizer, factor).model_copy(update={"fused": config.optimizer.fused})
+    return config.model_copy(update={"optimizer": optimizer}).canonical()
+
+
+def lr_factor(config: RunConfig, baseline: RunConfig) -> float:
+    """What the rule multiplies a rate by that is named for the baseline's effective batch size."""
+    factor = config.effective_batch_size / baseline.effective_batch_size
+    return lr_rule(baseline.optimizer, factor) / baseline.optimizer.lr
+
+
+def with_rate(config: RunConfig, baseline: RunConfig, lr: float | None) -> RunConfig:
+    """`config` with a rate that is named for the baseline's effective batch size; None leaves it as it is."""
+    if lr is None:
+        return config
+    optimizer = config.optimizer.model_copy(update={"lr": lr * lr_factor(config, baseline)})
+    return config.model_copy(update={"optimizer": optimizer})
 
 
 def lr_rule(optimizer: OptimizerConfig, factor: float) -> float:
-    """Learning rate when the effective batch grows by `factor`: linear for SGD, square root for Adam.
-
-    The square root rule: Malladi et al., arXiv 2205.10287; betas and eps are left alone here.
-    """
+    """Learning rate when the effective batch grows by `factor`: linear for SGD (Goyal et al., arXiv 1706.02677),
+    square root for Adam and AdamW (Malladi et al., arXiv 2205.10287)."""
     power = factor if optimizer.name is OptimizerName.SGD else math.sqrt(factor)
     return optimizer.lr * power
+
+
+def optimizer_rule(optimizer: OptimizerConfig, factor: float) -> OptimizerConfig:
+    """All settings when the effective batch grows by `factor`.
+
+    Adam and AdamW: besides lr, beta -> 1 - factor * (1 - beta) and eps -> eps / sqrt(factor), so that the averages
+    span as many samples as before (the square root scaling rule of arXiv 2205.10287). Momentum and weight decay are
+    left alone.
+    Raises ValueError, with the arithmetic, where a beta would leave [0, 1).
+    """
+    changed: dict[str, Any] = {"lr": lr_rule(optimizer, factor)}
+    if optimizer.name is not OptimizerName.SGD:
+        first, second = (scaled_beta(beta, factor) for beta in optimizer.betas)
+        changed |= {"betas": (first, second), "eps": optimizer.eps / math.sqrt(factor)}
+    return optimizer.model_copy(update=changed)
+
+
+def scaled_beta(beta: float, factor: float) -> float:
+    """1 - factor * (1 - beta), without the last digits' rounding. Raises ValueError where it is negative."""
+    scaled = round(1 - factor * (1 - beta), 12)
+    if scaled < 0:
+        raise ValueError(f"beta {beta:g} would become 1 - {factor:g} x (1 - {beta:g}) = {scaled:g}, below 0")
+    return scaled
 
 
 def with_batch(point: Point, micro: int, samples: int) -> Point:

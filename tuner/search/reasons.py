@@ -7,13 +7,18 @@ from typing import Any
 
 from tuner.contract.config import RunConfig
 from tuner.contract.measurement import Interval, Outcome
-from tuner.contract.probe import ProbeKind
+from tuner.contract.probe import ProbeKind, ProbeRow
 from tuner.contract.space import Knob, knob_value
+from tuner.contract.study import Objective, SamplerName
+from tuner.search.fallback import proposals
 from tuner.search.forecast import MISFIT
-from tuner.search.gate import Standing
+from tuner.search.gate import Standing, soak_rows, soaked
+from tuner.search.goodput import batch_notes
 from tuner.search.levers import evidence, lever_notes, model_change
+from tuner.search.losses import loss_notes
 from tuner.search.lr import lr_notes
-from tuner.search.points import Point, micro_values
+from tuner.search.objective import GAIN_IN
+from tuner.search.points import Point, micro_values, point_of
 from tuner.search.situation import Situation
 from tuner.search.stages import compile_plan
 from tuner.search.view import EQUIVALENT, View
@@ -69,6 +74,30 @@ def times(gain: Interval) -> str:
     return f"{gain.value:.3f}x ({gain.low:.3f} to {gain.high:.3f})"
 
 
+def gain_in(s: Situation) -> str:
+    """` in peak memory`; empty where a gain is one of time or samples/s."""
+    name = GAIN_IN.get(s.view.spec.objective)
+    return f" in {name}" if name else ""
+
+
+def speed_beside(s: Situation, speedup: Interval | None) -> str:
+    """What becomes of the speed, where the objective is another quantity."""
+    objective = s.view.spec.objective
+    if speedup is None or objective not in (Objective.MEMORY, Objective.ENERGY):
+        return ""
+    allowed = f"; not slower by more than {100 * s.view.spec.gate.min_gain:g} % was asked for"
+    return f"Speed {times(speedup)} of the baseline's{allowed if objective is Objective.MEMORY else ''}."
+
+
+def batch_beside(s: Situation, before: RunConfig, after: RunConfig, speedup: Interval | None) -> str:
+    """What a gain in time is made of, where the effective batch is another; empty where it is not."""
+    same = before.effective_batch_size == after.effective_batch_size
+    if speedup is None or same or s.view.spec.objective is Objective.THROUGHPUT:
+        return ""
+    share = s.forecast.efficiency(point_of(after)) / s.forecast.efficiency(point_of(before))
+    return f"It counts progress: {speedup.value:.3f}x the samples/s, each teaching {share:.2f} of what it did."
+
+
 def reference_name(s: Situation) -> str:
     if s.forecast.reference == s.view.baseline:
         return "baseline"
@@ -112,11 +141,11 @@ def study_notes(view: View) -> Iterator[str]:
             f"{cut}, the largest cut of the same effective batch that fits"
         )
     yield from _equivalence_notes(view)
-    if spec.effective_batch is None:
-        yield (
-            "effective batch free: another size changes the training dynamics; its lr follows a rule "
-            "(Adam: square root, SGD: linear) and is unverified"
-        )
+    if spec.aa:
+        yield "A/A: every probe ran the baseline itself, so the true gain is 1 and any other finding is false"
+    if spec.effective_batch is None and view.reference is not None:
+        tried = [samples * spec.baseline.world_size for samples in view.sample_values]
+        yield from batch_notes(view.history.rows, spec, view.best_samples, tried)
 
 
 def _equivalence_notes(view: View) -> Iterator[str]:
@@ -143,15 +172,25 @@ def search_notes(s: Situation) -> Iterator[str]:
         yield f"--probes: the search ended with the {s.view.spec.max_probes} probes allowed"
     elif s.budget.spent_up:
         yield f"budget: the search ended with its {s.view.spec.budget_s:.0f} s, the ship gate's share kept free"
-    if s.forecast.residual > MISFIT:
-        off = 100 * s.forecast.residual
-        yield f"model: predictions were off by {off:.0f} % end to end, so neighbours were measured instead"
+    yield from _misfit_notes(s)
     contended = sum(row.outcome is Outcome.CONTENDED for row in s.history.rows)
     if contended:
         yield f"contended: {contended} measurements were disturbed by something else on this machine"
 
 
+def _misfit_notes(s: Situation) -> Iterator[str]:
+    asked = len(proposals(s)) if s.view.spec.sampler is SamplerName.STAGED else 0
+    if s.forecast.misfit <= MISFIT and not asked:
+        return
+    off = f"model: predictions {'are' if asked else 'were'} off by {100 * s.forecast.misfit:.0f} % end to end"
+    if asked:
+        yield f"{off}; Optuna's TPE, told every configuration measured, proposed {asked} more"
+    else:
+        yield f"{off}, so neighbours of the best were measured instead"
+
+
 def gate_notes(s: Situation, state: Standing) -> Iterator[str]:
+    yield from loss_notes(_fresh_rows(s), state.contest.sides[0], _named_finalists(s, state))
     for finalist, why in state.out.items():
         yield f"finalist {s.view.spec.label(state.contest.sides[finalist])}: out, {why}"
     if state.contest.looks:
@@ -160,3 +199,15 @@ def gate_notes(s: Situation, state: Standing) -> Iterator[str]:
             f"gate: intervals of {100 * state.contest.confidence:.2f} %: the error level is shared over {tests} tests "
             f"({len(state.contest.finalists)} finalists, {len(state.contest.looks)} looks; Bonferroni)"
         )
+
+
+def _fresh_rows(s: Situation) -> list[ProbeRow]:
+    return [*s.history.gate, *s.history.soak]
+
+
+def _named_finalists(s: Situation, state: Standing) -> list[tuple[str, RunConfig]]:
+    """Finalists by what the notes call them: the one to be shipped is `winner`."""
+    sides = state.contest.sides
+    sound = (side for side in state.winners() if not soak_rows(s, sides[side]) or soaked(s, sides[side]))
+    shipped = next(sound, 0)
+    return [("winner" if i == shipped else s.view.spec.label(sides[i]), sides[i]) for i in state.contest.finalists]

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator
 
 from tuner.contract.probe import ProbeKind, ProbeRequest, Stage
 from tuner.contract.space import Knob
-from tuner.search.forecast import MISFIT, UNKNOWN_ERROR
+from tuner.search.forecast import MISFIT
 from tuner.search.points import (
     FLAG_KNOBS,
     Point,
@@ -15,7 +15,6 @@ from tuner.search.points import (
     flag_values,
     neighbours,
     prefetch_values,
-    sample_values,
     with_batch,
     with_flag,
     worker_values,
@@ -24,8 +23,10 @@ from tuner.search.situation import Situation
 
 VERIFIED = 3
 """Configurations of the grid probed end to end because the model says so."""
-POLISHED = 8
+POLISHED = 12
 """Probes of the polish while the model can be trusted."""
+NEAR = 4
+"""The same where it cannot: the nearest are still the best guess, the rest is better left to a sampler."""
 WORTHWHILE = 1.01
 """Nothing is probed whose optimistic bound does not beat the incumbent by this much."""
 
@@ -72,16 +73,16 @@ def _promising(s: Situation, point: Point) -> bool:
 def _bound(s: Situation, point: Point) -> float:
     """Optimistic worth; of a point nothing is known of, the leader's and a bit more."""
     bound = s.forecast.optimistic(point)
-    if bound is not None:
-        return bound
-    leader = s.forecast.leader
-    return s.forecast.worth(leader, s.forecast.rates[leader] * (1 + UNKNOWN_ERROR))
+    return s.forecast.unknown if bound is None else bound
 
 
 def polish(s: Situation) -> ProbeRequest | None:
-    """The neighbour of the leader with the best optimistic bound; then, where the model holds, any configuration."""
-    trusted = s.forecast.residual <= MISFIT
-    if trusted and len(_asked(s, Stage.POLISH)) >= POLISHED:
+    """The neighbour of the leader with the best optimistic bound; then, where the model holds, any configuration.
+
+    Where it does not, what comes after the neighbours is the fall-back's (see `fallback`).
+    """
+    trusted = s.forecast.misfit <= MISFIT
+    if len(_asked(s, Stage.POLISH)) >= (POLISHED if trusted else NEAR):
         return None
     near = [point for point in around(s, s.forecast.leader) if _open(s, point)]
     for group in (near, list(s.forecast.grid()) if trusted else []):
@@ -101,7 +102,7 @@ def around(s: Situation, point: Point) -> Iterator[Point]:
     spec = s.view.spec
     for micro in neighbours(s.view.micro_values(point.samples), point.micro):
         yield with_batch(point, micro, point.samples)
-    for samples in neighbours(tuple(sorted(sample_values(spec))), point.samples):
+    for samples in neighbours(tuple(sorted(s.view.sample_values)), point.samples):
         if samples % point.micro == 0:
             yield with_batch(point, point.micro, samples)
     for workers in neighbours(worker_values(spec), point.loader.workers):

@@ -57,12 +57,15 @@ def shipped_side(s: Situation, state: Standing) -> int:
 def _winner(s: Situation, state: Standing, side: int) -> Decision:
     reference, winner = state.contest.sides[0], state.contest.sides[side]
     gain = state.won[side]
+    speedup = state.speedup(side)
     fresh = len(gate_rows(s.history.gate, winner)) + len(gate_rows(s.history.gate, reference))
     parts = (
         reasons.model_changed(s, winner),
         reasons.changes(reference, winner),
-        f"Gain {reasons.times(gain)} over the {reasons.reference_name(s)}, from {len(state.pairs[side])} "
-        f"interleaved pairs in {fresh} fresh processes.",
+        f"Gain {reasons.times(gain)}{reasons.gain_in(s)} over the {reasons.reference_name(s)}, from "
+        f"{len(state.pairs[side])} interleaved pairs in {fresh} fresh processes.",
+        reasons.speed_beside(s, speedup),
+        reasons.batch_beside(s, reference, winner, speedup),
         reasons.limit(s, point_of(winner)) if winner.options == reference.options else "",
     )
     return Decision(
@@ -71,6 +74,8 @@ def _winner(s: Situation, state: Standing, side: int) -> Decision:
         baseline=fresh_side(s, reference),
         winner=fresh_side(s, winner),
         gain=gain,
+        speedup=speedup,
+        search_maximum=search_maximum(s),
         runner_ups=_runner_ups(s, state, side),
         notes=(*reasons.study_notes(s.view), *reasons.search_notes(s), *reasons.gate_notes(s, state)),
     )
@@ -87,9 +92,17 @@ def _no_gain(s: Situation, state: Standing) -> Decision:
         baseline=side,
         winner=side,
         gain=gain,
+        speedup=state.speedup(best) if best is not None else None,
+        search_maximum=search_maximum(s),
         runner_ups=_runner_ups(s, state, 0),
         notes=(*reasons.study_notes(s.view), *reasons.search_notes(s), *reasons.gate_notes(s, state), *_soak_notes(s)),
     )
+
+
+def search_maximum(s: Situation) -> float | None:
+    """The best worth measured in the search over the reference's there: what a tuner would claim that ships it."""
+    others = [s.forecast.measured_worth(point) for point in s.forecast.rates if point != s.forecast.reference]
+    return max(others) / s.forecast.measured_worth(s.forecast.reference) if others else None
 
 
 def _soak_notes(s: Situation) -> list[str]:
@@ -122,7 +135,8 @@ def _why_no_gain(s: Situation, state: Standing, best: int | None) -> str:
     assert gain is not None
     label = s.view.spec.label(state.contest.sides[best])
     return (
-        f"No gain beyond the noise: the best candidate ({label}) reached {reasons.times(gain)} of the {name} in "
+        f"No gain beyond the noise: the best candidate ({label}) reached {reasons.times(gain)}{reasons.gain_in(s)} of "
+        f"the {name} in "
         f"{len(state.pairs[best])} interleaved pairs of fresh processes; at least "
         f"{1 + s.view.spec.gate.min_gain:.2f}x and an interval above 1 are asked for."
     )
@@ -219,17 +233,22 @@ def promise(rows: Sequence[ProbeRow], spec: StudySpec, decision: Decision) -> Pr
     peaks = [peak.gate_bytes for peak in _peaks(fresh)]
     costs = _costs(s, side.config)
     rate = side.samples_per_s.value
-    won = decision.kind == "winner" and decision.gain is not None
+    speedup = speedup_of(decision)
     return Promise(
         samples_per_s=side.samples_per_s,
         peak_bytes=max(peaks),
         peak_low_bytes=round(min(peaks) * (1 - PEAK_ERROR)),
         peak_high_bytes=round(max(peaks) * (1 + PEAK_ERROR)),
         hours=production_seconds(spec, rate, costs.compile_s, costs.phases_s) / 3600,
-        gain=decision.gain if won and decision.gain is not None else Interval(value=1.0, low=1.0, high=1.0),
-        break_even_samples=_break_even(s, decision, rate) if won else None,
+        gain=speedup or Interval(value=1.0, low=1.0, high=1.0),
+        break_even_samples=_break_even(s, decision, rate / speedup.value) if speedup is not None else None,
         reference_s=tuple(t for row in fresh if row.measurement is not None for t in row.measurement.reference_s),
     )
+
+
+def speedup_of(decision: Decision) -> Interval | None:
+    """A winner's speed over the baseline's; of decisions stored before there were other objectives, their gain."""
+    return (decision.speedup or decision.gain) if decision.kind == "winner" else None
 
 
 def _costs(s: Situation, config: RunConfig) -> _Costs:
@@ -239,14 +258,15 @@ def _costs(s: Situation, config: RunConfig) -> _Costs:
     return _Costs(s.history.compile_seconds(point_of(config).variant), dict(phases))
 
 
-def _break_even(s: Situation, decision: Decision, rate: float) -> int | None:
+def _break_even(s: Situation, decision: Decision, baseline_rate: float) -> int | None:
+    """In samples of the baseline's progress, where the winner has another effective batch size."""
     assert decision.winner is not None
+    assert decision.winner.samples_per_s is not None
     assert decision.baseline is not None
-    assert decision.gain is not None
     extra = _compile_of(s, decision.winner.config) - _compile_of(s, decision.baseline.config)
     tuning_s = sum(row.seconds for row in (*s.history.search, *s.history.gate, *s.history.soak))
-    horizon = s.view.spec.baseline.horizon_samples
-    return break_even_samples(tuning_s, rate / decision.gain.value, rate, extra, horizon)
+    rate = decision.winner.samples_per_s.value * s.forecast.efficiency(point_of(decision.winner.config))
+    return break_even_samples(tuning_s, baseline_rate, rate, extra, s.view.spec.baseline.horizon_samples)
 
 
 def _compile_of(s: Situation, config: RunConfig) -> float:

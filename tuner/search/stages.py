@@ -32,6 +32,7 @@ from tuner.search.points import (
 )
 from tuner.search.requests import make_request
 from tuner.search.situation import Situation
+from tuner.search.tracing import tracing
 from tuner.search.view import View
 
 GAIN = 1 + LEAST_NOISE
@@ -101,6 +102,16 @@ def equivalence(s: Situation) -> ProbeRequest | None:
             affordable = s.budget.allows(s.budget.point_s)
             return s.request(ProbeKind.EQUIVALENCE, Stage.EQUIVALENCE, pair) if affordable else None
     return None
+
+
+def noise(s: Situation) -> ProbeRequest | None:
+    """The gradient noise scale, once, where the effective batch is free: without it no other size is tried."""
+    spec, point = s.view.spec, s.forecast.reference
+    if spec.effective_batch is not None or len(sample_values(spec)) < 2:
+        return None
+    if s.history.settled(ProbeKind.NOISE, point) or not s.budget.allows(s.budget.noise_s):
+        return None
+    return make_request(s.history, ProbeKind.NOISE, Stage.NOISE, [config_of(spec, point)], samples=spec.lr.samples)
 
 
 def loader(s: Situation) -> ProbeRequest | None:
@@ -220,7 +231,7 @@ def _sizes(s: Situation, variant: Variant, count: int) -> Iterator[Point]:
     wanted = [anchor.micro, *[m for m in fitting[-1:] if m > anchor.micro], *below]
     for micro in wanted[:count]:
         yield with_batch(anchor, micro, anchor.samples)
-    largest = max(sample_values(s.view.spec))
+    largest = max(s.view.sample_values)
     if largest > anchor.samples and largest % anchor.micro == 0:
         yield with_batch(anchor, anchor.micro, largest)
 
@@ -248,8 +259,8 @@ def _recomputing(s: Situation, lead: Variant) -> ProbeRequest | None:
 def compiling(s: Situation) -> ProbeRequest | None:
     """The leading variant under each compile mode that could pay, one process each."""
     for point, why_not in compile_plan(s):
-        if not why_not and not s.history.settled(ProbeKind.COMPUTE, point):
-            return s.request(ProbeKind.COMPUTE, Stage.FLAGS, [point])
+        if not why_not and not s.settled(ProbeKind.COMPUTE, point):
+            return s.compute_alone(Stage.FLAGS, point)
     return None
 
 
@@ -263,7 +274,7 @@ def compile_plan(s: Situation) -> Iterator[tuple[Point, str]]:
     for mode in COMPILE_ORDER:
         if mode in values and mode is not s.view.base.compile:
             point = cut._replace(variant=lead._replace(compile=mode))
-            asked = s.history.settled(ProbeKind.COMPUTE, point)
+            asked = s.settled(ProbeKind.COMPUTE, point)
             yield point, "" if asked else _why_not_compile(s, point, cut)
 
 
@@ -299,7 +310,7 @@ def _compile_gain(s: Situation, point: Point, eager: Point, mode: CompileMode) -
 def _unpaid(s: Situation, point: Point, _eager: Point) -> str:
     """Compiling that could not be earned back within the horizon, however well it goes."""
     spec = s.view.spec
-    if spec.objective is Objective.THROUGHPUT or point.variant.compile in _CHEAP_MODES:
+    if spec.objective is not Objective.TIME or point.variant.compile in _CHEAP_MODES:
         return ""
     hours_s = spec.baseline.horizon_samples / s.forecast.rates[s.forecast.leader]
     saved = hours_s * (1 - 1 / COMPILE_HOPE[spec.device.kind])
@@ -323,5 +334,13 @@ def _compile_cost(s: Situation, mode: CompileMode) -> float:
     return cost * (AUTOTUNE_TIMES if mode is CompileMode.MAX_AUTOTUNE else 1.0)
 
 
-STAGES: tuple[Callable[[Situation], ProbeRequest | None], ...] = (equivalence, loader, flags, batch, compiling)
+STAGES: tuple[Callable[[Situation], ProbeRequest | None], ...] = (
+    equivalence,
+    noise,
+    tracing,
+    loader,
+    flags,
+    batch,
+    compiling,
+)
 """In order; `baseline` comes before them, `refine` after."""

@@ -5,15 +5,18 @@ It is rebuilt from (spec, rows) every time and changes nothing, which is what ma
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 
 from tuner.contract.config import CompileMode, Precision
-from tuner.contract.measurement import Outcome
+from tuner.contract.measurement import Interval, Outcome
 from tuner.contract.probe import ProbeKind, ProbeRow
+from tuner.contract.space import Knob
 from tuner.contract.study import StudySpec
-from tuner.search.history import History, is_ok, is_settled
-from tuner.search.model import LoaderModel, MemoryModel, StepModel
+from tuner.search import goodput
+from tuner.search.history import History, growth_of, is_ok, is_settled
+from tuner.search.memory import DEVICE, HOST, Foresight, MemoryModel
+from tuner.search.model import LoaderModel, StepModel
 from tuner.search.points import (
     Loader,
     Point,
@@ -75,6 +78,34 @@ class View:
         return first if usable or self.reference is None else self.reference.samples
 
     @cached_property
+    def noise_scale(self) -> Interval | None:
+        """Gradient noise scale in samples; None = unknown."""
+        return goodput.noise_scale(self.history.rows, self.spec)
+
+    @cached_property
+    def best_samples(self) -> float | None:
+        """Samples per step and device with the best goodput by the closed form; None while something is unknown."""
+        if self.noise_scale is None or not self._fitting or not self.steps.fits:
+            return None
+        anchor = self.anchor
+        fit = min(self.steps.fits.values(), key=lambda fit: fit.step_s(anchor.micro, anchor.accumulation))
+        return goodput.best_samples(self.noise_scale.value / self.spec.baseline.world_size, fit, max(self._fitting))
+
+    @cached_property
+    def _fitting(self) -> tuple[int, ...]:
+        """Micro-batch sizes of the space that memory allows the base variant; of a coupled batch the reference's."""
+        if self.coupled and self.reference is not None:
+            return (self.reference.micro,)
+        values = self.spec.space.values(Knob.MICRO_BATCH_SIZE, self.spec.baseline)
+        return tuple(micro for micro in values if self.memory.fits(self.base, micro))
+
+    @cached_property
+    def sample_values(self) -> tuple[int, ...]:
+        """Samples per step and device the search may use, the baseline's first: see `goodput.usable_samples`."""
+        phi = self.noise_scale.value if self.noise_scale is not None else None
+        return goodput.usable_samples(self.spec, phi, self.best_samples, self._fitting if phi is not None else ())
+
+    @cached_property
     def equivalence_pairs(self) -> tuple[tuple[Point, Point], ...]:
         """Pairs of cuts to compare, in fp32: the reference against one micro-batch, or else against smaller ones."""
         if self.reference is None or self.spec.batch_coupled:
@@ -120,7 +151,8 @@ class View:
     def anchor(self) -> Point:
         """The reference at the largest micro-batch size that surely fits: where flags are compared.
 
-        Judged from end-to-end rows of the reference alone, so that it stays where it is while models grow.
+        Judged from end-to-end rows of the reference and from traces alone, so that it stays where it is while models
+        grow: a size is sure in proportion to the reference, or by the upper error bar of its trace.
         """
         assert self.reference is not None
         reference = self.reference
@@ -128,12 +160,25 @@ class View:
         share = max(self.spec.memory_used(row.measurement.memory) for row in rows if row.measurement is not None)
         sizes = self.micro_values(self.samples)
         limit = self.history.overruns.get(self.base, sizes[-1] + 1)
-        sure = [m for m in sizes if m < limit and (m <= reference.micro or share * m / reference.micro <= SURELY)]
+        growths = {self.base: {reference.micro: [growth_of(row) for row in rows]}}
+        traced = MemoryModel({}, {}, self._foresight(growths))
+        sure = [
+            m
+            for m in sizes
+            if m < limit
+            and (m <= reference.micro or share * m / reference.micro <= SURELY or traced.fits(self.base, m))
+        ]
         return with_batch(reference, max(sure, default=sizes[0]), self.samples)
 
     @cached_property
     def memory(self) -> MemoryModel:
-        return MemoryModel(self.history.shares, self.history.overruns)
+        history = self.history
+        return MemoryModel(history.shares, history.overruns, self._foresight(history.growths))
+
+    def _foresight(self, growths: Mapping[Variant, Mapping[int, Sequence[float]]]) -> Foresight | None:
+        """What traces say beside the growth measured; None where nothing was traced."""
+        traces, spread = self.history.traces, DEVICE if self.spec.device.kind == "cuda" else HOST
+        return Foresight(traces, growths, self.history.share_of_growth, spread) if traces.peaks else None
 
     @cached_property
     def steps(self) -> StepModel:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from tuner.contract.measurement import Interval, Measurement, Outcome
-from tuner.contract.probe import ProbeRow
+from tuner.contract.probe import PREDICTED_USED, ProbeRow
 from tuner.contract.statistics import rate_interval, throughput
 from tuner.contract.study import StudySpec
 
@@ -16,6 +16,8 @@ PROBE_ATTR = "tuner_probe"
 """User attribute: the request a trial stands for."""
 CONSTRAINTS_ATTR = "constraints"
 """Optuna's system attribute; one constraint is kept under `constraints:NAME`."""
+SURELY_OVER = 0.01
+"""Least overrun of what did run out of memory, whatever was foretold."""
 _CHUNKS = 12
 _MESSAGE_CHARS = 2000
 _CONFIG_BYTES = 60_000
@@ -49,15 +51,15 @@ def judge(row: ProbeRow, spec: StudySpec) -> Verdict:
 def _memory_overrun(row: ProbeRow, spec: StudySpec) -> float:
     """Share of the budget above (below: negative) the whole of it.
 
-    A probe that ran out of memory never saw its real peak; there the overrun is at least a tenth of how many times
-    larger than the baseline's its micro-batch is, so that it grows with the size and points the sampler downwards.
+    A probe that ran out of memory never saw its real peak: there the one foretold from traces counts. Without one it is
+    a tenth of how many times larger than the baseline's the micro-batch is, so that the overrun grows with the size and
+    points the sampler downwards.
     """
     overrun = spec.memory_used(row.measurement.memory) - 1 if row.measurement else 0.0
-    predicted = row.values.get("predicted_peak_bytes", math.nan)
-    if math.isfinite(predicted) and not row.measurement:
-        overrun = predicted / spec.memory_budget_bytes - 1
     if row.outcome.is_oom:
-        overrun = max(overrun, 0.1 * row.config.micro_batch_size / spec.baseline.micro_batch_size)
+        by_size = 0.1 * row.config.micro_batch_size / spec.baseline.micro_batch_size
+        foretold = row.values.get(PREDICTED_USED, math.nan)
+        overrun = max(overrun, foretold - 1, SURELY_OVER) if math.isfinite(foretold) else max(overrun, by_size)
     return overrun
 
 

@@ -60,7 +60,7 @@ def open_storage(url: str, *, lock_timeout_s: float = LOCK_TIMEOUT_S) -> RDBStor
     """Optuna's storage on the store's database; its tables are made by one process at a time. Raises StoreError."""
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     address = parse_url(url)
-    with readable_errors(address, lock_timeout_s), _optuna_errors(address, lock_timeout_s):
+    with storage_errors(address, lock_timeout_s):
         engine = make_engine(address, lock_timeout_s)
         try:
             with setup_lock(engine, lock_timeout_s):
@@ -84,6 +84,13 @@ def _optuna_errors(url: URL, lock_timeout_s: float) -> Iterator[None]:
     except StorageInternalError as error:
         cause = error.__cause__ if isinstance(error.__cause__, Exception) else error
         raise StoreError(explain(cause, url, lock_timeout_s)) from None
+
+
+@contextmanager
+def storage_errors(url: URL, lock_timeout_s: float) -> Iterator[None]:
+    """Whatever goes wrong in Optuna's storage becomes a StoreError."""
+    with readable_errors(url, lock_timeout_s), _optuna_errors(url, lock_timeout_s):
+        yield
 
 
 class TrialBook:
@@ -215,7 +222,7 @@ class TrialBook:
 
     @contextmanager
     def _errors(self) -> Iterator[None]:
-        with readable_errors(self._url, self._lock_timeout_s), _optuna_errors(self._url, self._lock_timeout_s):
+        with storage_errors(self._url, self._lock_timeout_s):
             yield
 
 

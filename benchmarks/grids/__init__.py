@@ -1,0 +1,1 @@
+"""Recorded grids: every configuration of a workload measured in fresh processes, so that searches can be replayed."""
