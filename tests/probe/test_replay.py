@@ -175,3 +175,31 @@ def test_any_other_file_is_refused_by_name(tmp_path: Path, content: bytes) -> No
     path.write_bytes(content)
     with pytest.raises(ConfigError, match=r"other\.jsonl\.gz"):
         Grid.load(path)
+
+
+def slowed(item: Recorded, rng: np.random.Generator) -> Recorded:
+    """The same probe on a host that happened to be faster or slower, as its reference work shows."""
+    measurement = item.row.measurement
+    if measurement is None:
+        return item
+    factor, busy = float(np.exp(0.2 * rng.standard_normal())), 1.5 if item.row.config.loader.num_workers else 1.0
+    update = {
+        "step_s": tuple(factor * value for value in measurement.step_s),
+        "reference_s": tuple(busy * factor * 0.05 for _ in range(5)),  # workers of its own slow it too
+    }
+    row = item.row.model_copy(update={"measurement": measurement.model_copy(update=update)})
+    return item.model_copy(update={"row": row})
+
+
+def test_a_restless_host_is_taken_out_by_its_reference_work(made_up: Grid, tmp_path: Path) -> None:
+    header, rows = read(recorded(tmp_path / "made-up.jsonl.gz"))
+    rng = np.random.default_rng(0)
+    restless = Grid(header, [slowed(item, rng) for item in rows])
+    off = [
+        np.log(own / quiet)
+        for config in made_up.cells
+        if (quiet := made_up.rate(config, made_up.repeats)) and (own := restless.rate(config, made_up.repeats))
+    ]
+    assert np.std(off) < 0.02, "of a host that varied by 20 %"
+    residuals = restless.residuals[ProbeKind.END_TO_END]
+    assert np.std(residuals) > 0.15, "a search still meets the noise that was recorded"

@@ -15,12 +15,12 @@ from tuner.commands import answer, setup
 from tuner.commands import console as speak
 from tuner.commands.setup import Job, JobWords
 from tuner.commands.words import choice, seconds, size_bytes
-from tuner.contract.config import RunConfig
+from tuner.contract.config import CompileMode, RunConfig
 from tuner.contract.errors import ConfigError, JobFailed, Stopped
 from tuner.contract.gpu import AUTO, DeviceInfo, GpuProfile, gpu_profile
 from tuner.contract.probe import ProbeRow
 from tuner.contract.result import AaResult, OptimizeResult, SideResult, plain_json
-from tuner.contract.space import Knob, SearchSpace, knob_value
+from tuner.contract.space import Dropped, Knob, SearchSpace, knob_value
 from tuner.contract.study import MEMORY_MARGIN, PARETO_SUFFIX, Objective, SamplerName, StudySpec
 from tuner.contract.tuned import Decision, Promise, Side
 from tuner.export.tuned import origin, tuned_config, write
@@ -183,6 +183,10 @@ def build_spec(words: JobWords, search: SearchWords, job: Job) -> StudySpec:
     baseline = fitted_baseline(job.baseline, search, device)
     effective = None if search.effective_batch == "free" else baseline.effective_batch_size
     space, dropped = job.file.space.restrict(target, device, baseline, effective)
+    cap = memory_cap(search, target, device)
+    if cap is not None and device.kind == "cpu":
+        space, starved = without_compiling(space, baseline)
+        dropped = (*dropped, *starved)
     check_baseline(baseline, target)
     check_levers(space, baseline)
     return StudySpec(
@@ -197,7 +201,7 @@ def build_spec(words: JobWords, search: SearchWords, job: Job) -> StudySpec:
         effective_batch=effective,
         batch_coupled=job.info.batch_coupled,
         memory_budget_bytes=memory_budget(target, device),
-        memory_cap_bytes=memory_cap(search, target, device),
+        memory_cap_bytes=cap,
         objective=objective,
         sampler=choice(SamplerName, search.sampler, "--sampler"),
         budget_s=seconds(search.budget, "--budget") if search.budget else job.file.budget_s,
@@ -211,6 +215,16 @@ def build_spec(words: JobWords, search: SearchWords, job: Job) -> StudySpec:
         aa=search.aa,
         seed=search.seed,
     )
+
+
+def without_compiling(space: SearchSpace, baseline: RunConfig) -> tuple[SearchSpace, tuple[Dropped, ...]]:
+    """`space` without the compile modes the baseline does not use itself: a cap on host memory holds for the compiler
+    too, whose threads and processes then cannot start (seen: one probe that computed for 12 minutes)."""
+    gone = [mode for mode in space.compile if mode not in (CompileMode.EAGER, baseline.compile)]
+    why = "--memory-cap on a CPU leaves the compiler itself no memory"
+    dropped = tuple(Dropped(knob=Knob.COMPILE, value=mode.value, reason=why, because="device") for mode in gone)
+    kept = tuple(mode for mode in space.compile if mode not in gone)
+    return space.model_copy(update={"compile": kept}), dropped
 
 
 def fitted_baseline(baseline: RunConfig, search: SearchWords, device: DeviceInfo) -> RunConfig:

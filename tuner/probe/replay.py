@@ -53,14 +53,22 @@ def key_of(kind: ProbeKind, config: RunConfig) -> Key:
 
 
 class Grid:
-    """A recording, indexed. Rates are corrected for the host's drift, which the baseline's probes in between tell."""
+    """A recording, indexed.
+
+    Speeds are corrected for the host's own: by the reference work done between the steps of each probe, as far as steps
+    follow it; where there is none, by the drift that the baseline's probes in between tell. Loader workers slow the
+    reference work too, so it is compared among probes with as many of them.
+    """
 
     def __init__(self, header: GridHeader, recorded: Iterable[Recorded]) -> None:
         self.header = header
         self.spec: StudySpec = header.spec
         self.repeats = tuple(range(header.repeats))
         self._rows: defaultdict[Key, defaultdict[int, list[ProbeRow]]] = defaultdict(lambda: defaultdict(list))
-        self._drift: dict[int, float] = {}
+        self._slow: dict[int, float] = {}
+        """id of a row -> log of how much slower the host was around it."""
+        self._host: dict[int, float] = {}
+        """The same during it, by its own reference work."""
         self.anchors: list[ProbeRow] = []
         self._index(list(recorded))
 
@@ -86,7 +94,8 @@ class Grid:
             self._rows[key_of(item.row.kind, item.row.config)][item.repeat].append(item.row)
             if len(logs):
                 near = np.argsort(np.abs(places - place))[: 2 * NEAR]
-                self._drift[id(item.row)] = float(np.median(logs[near]))
+                self._slow[id(item.row)] = float(np.median(logs[near]))
+        self._host = _host_speeds(self._rows)
 
     @cached_property
     def cells(self) -> tuple[RunConfig, ...]:
@@ -102,8 +111,8 @@ class Grid:
         return [row for repeat in repeats for row in by_repeat.get(repeat, ())]
 
     def log_step(self, row: ProbeRow) -> float:
-        """Log of the mean step seconds, corrected for the host's drift."""
-        return math.log(_mean_step(row)) - self._drift.get(id(row), 0.0)
+        """Log of the mean step seconds, corrected for the host's speed."""
+        return math.log(_mean_step(row)) - self._host.get(id(row), self._slow.get(id(row), 0.0))
 
     def rate(self, config: RunConfig, repeats: Sequence[int]) -> float | None:
         """Mean samples/s over `repeats` (geometric); None where any of them failed or passed the memory budget."""
@@ -134,16 +143,56 @@ class Grid:
 
     @cached_property
     def residuals(self) -> dict[ProbeKind, NDArray[np.float64]]:
-        """Log step time of each process less the mean of its configuration, spread as between fresh processes."""
+        """Log step time of each process less the mean of its configuration, spread as between fresh processes.
+
+        Only slow drift is taken out: what the host does from one second to the next is noise to a search.
+        """
         found: defaultdict[ProbeKind, list[float]] = defaultdict(list)
         for key, by_repeat in self._rows.items():
             kind = key[0]
             rows = [row for rows in by_repeat.values() for row in rows if _ran(row)]
             if kind in (ProbeKind.END_TO_END, ProbeKind.COMPUTE, ProbeKind.LOADER) and len(rows) > 2:
                 assert isinstance(kind, ProbeKind)
-                logs = np.array([self.log_step(row) for row in rows])
+                logs = np.array([math.log(_mean_step(row)) - self._slow.get(id(row), 0.0) for row in rows])
                 found[kind] += list((logs - logs.mean()) * math.sqrt(len(logs) / (len(logs) - 1)))
         return {kind: np.array(values) for kind, values in found.items()}
+
+
+def _host_speeds(rows: Mapping[Key, Mapping[int, Sequence[ProbeRow]]]) -> dict[int, float]:
+    """By id of a row: log of how much slower its steps were by the host's doing.
+
+    The log of its reference work, less the median among rows of the kind with as many workers, times the slope with
+    which steps follow it: least squares within configurations.
+    """
+    groups: defaultdict[Key, list[float]] = defaultdict(list)
+    cells = [
+        [row for found in by_repeat.values() for row in found if _has_reference(row)] for by_repeat in rows.values()
+    ]
+    for row in (row for cell in cells for row in cell):
+        groups[_group(row)].append(_reference(row))
+    middle = {group: float(np.median(values)) for group, values in groups.items()}
+    apart = {id(row): _reference(row) - middle[_group(row)] for cell in cells for row in cell}
+    across = along = 0.0
+    for cell in (cell for cell in cells if len(cell) > 1):
+        x = np.array([apart[id(row)] for row in cell])
+        y = np.array([math.log(_mean_step(row)) for row in cell])
+        across += float((x - x.mean()) @ (y - y.mean()))
+        along += float((x - x.mean()) @ (x - x.mean()))
+    slope = across / along if along else 0.0
+    return {key: slope * value for key, value in apart.items()}
+
+
+def _group(row: ProbeRow) -> Key:
+    return row.kind, row.config.loader.num_workers
+
+
+def _has_reference(row: ProbeRow) -> bool:
+    return _ran(row) and row.measurement is not None and bool(row.measurement.reference_s)
+
+
+def _reference(row: ProbeRow) -> float:
+    assert row.measurement is not None
+    return math.log(float(np.mean(row.measurement.reference_s)))
 
 
 def _ran(row: ProbeRow) -> bool:
@@ -254,6 +303,7 @@ class ReplayRunner:
         factor = math.exp(mean + float(rng.choice(residuals)) - math.log(_mean_step(row)))
         return row.measurement.model_copy(
             update={
+                "reference_s": (),  # its host is not the one of this answer
                 "step_s": tuple(factor * value for value in row.measurement.step_s),
                 "data_wait_s": tuple(factor * value for value in row.measurement.data_wait_s),
             }

@@ -62,6 +62,14 @@ def is_ok(row: ProbeRow) -> bool:
     return row.outcome is Outcome.OK and row.measurement is not None and bool(row.measurement.steady_step_s)
 
 
+def tells_memory(row: ProbeRow) -> bool:
+    """Its peak is its own. A host's heap keeps what earlier points of the same process made it grow to (seen: a tenth
+    more than alone); a CUDA allocator gives its cache back between points."""
+    if not is_ok(row) or row.measurement is None:
+        return False
+    return row.index == 0 or row.measurement.memory.reserved_bytes is not None
+
+
 def rate_of(row: ProbeRow) -> float:
     assert row.measurement is not None
     return mean_rate(row.measurement)
@@ -187,7 +195,7 @@ class History:
         for (kind, point), rows in self._asked.items():
             if kind not in _MODEL_KINDS:
                 continue
-            if any(row.outcome.is_oom or (is_ok(row) and not self.fits(row)) for row in rows):
+            if any(row.outcome.is_oom or (tells_memory(row) and not self.fits(row)) for row in rows):
                 found[point.variant] = min(point.micro, found.get(point.variant, point.micro))
         return found
 
@@ -199,7 +207,7 @@ class History:
             if kind not in _MODEL_KINDS:
                 continue
             for row in rows:
-                if is_ok(row) and row.measurement is not None:
+                if tells_memory(row) and row.measurement is not None:
                     by_size = found.setdefault(point.variant, {})
                     share = self.spec.memory_used(row.measurement.memory)
                     by_size[point.micro] = max(share, by_size.get(point.micro, 0.0))
@@ -211,7 +219,7 @@ class History:
         found: dict[Variant, dict[int, list[float]]] = {}
         for (kind, point), rows in self._asked.items():
             if kind in _MODEL_KINDS:
-                grown = [growth_of(row) for row in rows if is_ok(row)]
+                grown = [growth_of(row) for row in rows if tells_memory(row)]
                 if grown:
                     found.setdefault(point.variant, {}).setdefault(point.micro, []).extend(grown)
         return found
