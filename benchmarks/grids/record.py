@@ -40,8 +40,8 @@ from tuner.search.points import config_of, point_of, smaller_cuts
 from tuner.search.requests import make_request
 
 FOLDER = Path(__file__).parent
-SHORT_S = 0.2
-"""Measuring time of the probes that only ask for the peak."""
+UNREACHED = 1 << 40
+"""The cap while the peaks are measured: what a cap itself costs (a warm-up of every thread) must be in them."""
 BETWEEN_ANCHORS = 12
 COMPUTE_POINTS = 8
 SMALL_SHARE, LARGE_SHARE = 0.16, 0.38
@@ -194,8 +194,7 @@ def loaders(spec: StudySpec) -> list[RunConfig]:
 
 
 def peak_tasks(spec: StudySpec) -> list[Task]:
-    short = spec.model_copy(update={"measure": spec.measure.model_copy(update={"measure_s": SHORT_S, "min_steps": 4})})
-    history = History(short, ())
+    history = History(spec.model_copy(update={"memory_cap_bytes": UNREACHED}), ())
     return [
         Task(UNCAPPED, make_request(history, ProbeKind.END_TO_END, Stage.SETUP, [config]))
         for config in computations(spec)
