@@ -1,7 +1,8 @@
 """Words -> commands. Everything heavy is imported inside a command, so that `--help` answers at once.
 The only place that prints an error and exits.
 
-Exit codes: 0 done (a winner, or honestly no gain), 2 bad input, 3 failed, 75 stopped and resumable, 130 Ctrl-C.
+Exit codes: 0 done (a winner, or honestly no gain), 2 bad input, 3 failed or a false gain under --aa,
+75 stopped and resumable, 130 Ctrl-C.
 """
 
 from __future__ import annotations

@@ -3,14 +3,14 @@
 python -m benchmarks.grids.record graph                 # benchmarks/grids/graph.study.yaml -> graph.jsonl.gz
 python -m benchmarks.grids.record my.study.yaml --preset tiny --minutes 60 --out my.jsonl.gz
 
-First the peaks without a cap; then the memory is capped so that about a quarter of the configurations do not fit. The
-baseline is measured in between, so that the host's drift is known. Ctrl-C and the same command again goes on.
+First the peaks, under a cap that is never reached; then the memory is capped so that about a quarter of the
+configurations do not fit. The baseline is measured in between, so that the host's drift is known. Ctrl-C and the same
+command again goes on.
 """
 
 from __future__ import annotations
 
 import argparse
-import fcntl
 import os
 import shlex
 import sys
@@ -79,7 +79,6 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--repeats", type=int, default=4)
     parser.add_argument("--minutes", type=float, default=90.0, help="stop then; the same command goes on")
     parser.add_argument("--out", type=Path, help="default: benchmarks/grids/NAME.jsonl.gz")
-    parser.add_argument("--lock", type=Path, help="hold this file locked while measuring, and let others have turns")
     return parser.parse_args()
 
 
@@ -87,14 +86,12 @@ def record(words: argparse.Namespace, runner: ProbeRunner) -> None:
     path = Path(words.study) if Path(words.study).suffix in (".yaml", ".yml") else FOLDER / f"{words.study}.study.yaml"
     out: Path = words.out or FOLDER / f"{path.name.partition('.')[0]}.jsonl.gz"
     growing = out.with_name(out.name.removesuffix(".gz") + ".part")
-    turns = Turns(words.lock)
     if growing.exists():
         header, done = read(growing)
         spec = header.spec
     else:
         spec = as_spec(path, words, runner)
-        with turns:
-            peaks = list(measure(peak_tasks(spec), runner, turns))
+        peaks = list(measure(peak_tasks(spec), runner))
         spec = capped(spec, [item.row for item in peaks])
         header = header_of(spec, words, peaks)
         done = peaks
@@ -105,9 +102,8 @@ def record(words: argparse.Namespace, runner: ProbeRunner) -> None:
     asked = {(item.repeat, item.row.request_id) for item in done}
     tasks = [task for task in all_tasks(spec, words.repeats) if (task.repeat, task.request.id) not in asked]
     ends = time.monotonic() + 60 * words.minutes
-    with turns:
-        for item in measure(tasks, runner, turns, ends):
-            writer.add(item)
+    for item in measure(tasks, runner, ends):
+        writer.add(item)
     if time.monotonic() >= ends and len(tasks) > 0 and not finished(spec, words.repeats, growing):
         sys.exit(f"{words.minutes:g} minutes are over; the same command goes on")
     writer.finish(out)
@@ -117,38 +113,6 @@ def record(words: argparse.Namespace, runner: ProbeRunner) -> None:
 def finished(spec: StudySpec, repeats: int, growing: Path) -> bool:
     asked = {(item.repeat, item.row.request_id) for item in read(growing)[1]}
     return all((task.repeat, task.request.id) in asked for task in all_tasks(spec, repeats))
-
-
-class Turns:
-    """Holds a lock file while measuring, so that nothing else that respects it runs beside; `rest` lets others in.
-
-    Others first pass NAME.gate, which is held too, so that they cannot keep the recording waiting by taking turns.
-    Without a file it does nothing.
-    """
-
-    HOLD_S = 150.0
-
-    def __init__(self, path: Path | None) -> None:
-        self._paths = [] if path is None else [path.with_name(path.name + ".gate"), path]
-        self._held: list[int] = []
-        self._since = 0.0
-
-    def __enter__(self) -> Turns:
-        for path in self._paths:
-            self._held.append(os.open(path, os.O_RDWR | os.O_CREAT))
-            fcntl.flock(self._held[-1], fcntl.LOCK_EX)
-        self._since = time.monotonic()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        while self._held:
-            os.close(self._held.pop())
-
-    def rest(self) -> None:
-        if self._held and time.monotonic() - self._since > self.HOLD_S:
-            self.__exit__()
-            time.sleep(1.0)
-            self.__enter__()
 
 
 def as_spec(path: Path, words: argparse.Namespace, runner: ProbeRunner) -> StudySpec:
@@ -268,13 +232,12 @@ def _round(spec: StudySpec, history: History, repeat: int) -> Iterator[ProbeRequ
         yield make_request(history, ProbeKind.EQUIVALENCE, Stage.EQUIVALENCE, both)
 
 
-def measure(tasks: Sequence[Task], runner: ProbeRunner, turns: Turns, ends: float = float("inf")) -> Iterator[Recorded]:
+def measure(tasks: Sequence[Task], runner: ProbeRunner, ends: float = float("inf")) -> Iterator[Recorded]:
     """Run the tasks in order and give what a store would keep."""
     began = time.monotonic()
     for number, task in enumerate(tasks):
         if time.monotonic() >= ends:
             return
-        turns.rest()
         alone = task.request.kind in (ProbeKind.END_TO_END, ProbeKind.COMPUTE)
         request = task.request.model_copy(update={"cache_dir": str(setup.cache_dir()), "reference": alone})
         reply = runner.run(request)
