@@ -13,7 +13,9 @@ from typing import Annotated
 
 import typer
 
+from tuner import cli_production
 from tuner.contract.errors import TunerError
+from tuner.options import Data, Gpu, Isolation, Json, Options, Preset, Storage, Workload
 
 app = typer.Typer(
     name="tuner",
@@ -25,36 +27,6 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
     epilog="First run: tuner optimize --workload latent_cfg --gpu auto",
 )
-
-Workload = Annotated[
-    str, typer.Option("--workload", "-w", help="A registered name (`tuner workloads`) or `module:Class`.")
-]
-Gpu = Annotated[
-    str,
-    typer.Option("--gpu", "-g", help="The GPU to choose for: a name from `tuner gpus`, or `auto` = this machine's."),
-]
-Storage = Annotated[
-    str | None,
-    typer.Option(
-        "--storage",
-        envvar="TUNER_STORAGE",
-        help="SQLAlchemy URL of the study store.",
-        show_default="sqlite:///studies/studies.db",
-    ),
-]
-Json = Annotated[bool, typer.Option("--json", help="One JSON object on stdout, everything else on stderr.")]
-Options = Annotated[
-    list[str] | None,
-    typer.Option("--option", "-o", metavar="KEY=VALUE", help="An option of the workload itself; repeatable."),
-]
-Preset = Annotated[
-    str | None,
-    typer.Option(
-        help="tiny or full, or another size that the workload has.", show_default="full with CUDA, tiny without"
-    ),
-]
-Data = Annotated[Path | None, typer.Option(help="Your own data, in the workload's format.")]
-Isolation = Annotated[str, typer.Option(help="forkserver (imports once) or fresh (a new interpreter per probe).")]
 
 
 @app.command(
@@ -126,55 +98,7 @@ def optimize(
     )
 
 
-@app.command(
-    epilog="Examples:\n\n"
-    "    tuner train --config studies/latent_cfg/best.p100.yaml\n\n"
-    "    tuner train --config best.yaml --max-hours 8 --out runs/night\n\n"
-    "    tuner train --workload gpt2 --preset tiny --max-minutes 5"
-)
-def train(
-    config: Annotated[
-        Path | None, typer.Option("--config", "-c", help="best.GPU.yaml, or a bare run configuration.")
-    ] = None,
-    workload: Annotated[
-        str | None, typer.Option("--workload", "-w", help="Instead of --config: train this workload's baseline.")
-    ] = None,
-    preset: Preset = None,
-    data: Data = None,
-    option: Options = None,
-    out: Annotated[
-        Path | None,
-        typer.Option(help="Run folder; an existing one is resumed.", show_default="runs/WORKLOAD-DIGEST"),
-    ] = None,
-    max_samples: Annotated[
-        int | None, typer.Option(min=1, help="End with a checkpoint after this many samples.")
-    ] = None,
-    max_hours: Annotated[float | None, typer.Option(min=0.0, help="End with a checkpoint after this time.")] = None,
-    max_minutes: Annotated[float | None, typer.Option(min=0.0, help="The same in minutes.")] = None,
-    storage: Storage = None,
-    allow_code: Annotated[
-        bool, typer.Option("--allow-code", help="Let the file name code as `module:Class`; it is imported and run.")
-    ] = False,
-    isolation: Isolation = "forkserver",
-    json: Json = False,
-) -> None:
-    """Run the job with a configuration; resumes by itself."""
-    from tuner.commands import train as command
-
-    command.run(
-        command.TrainWords(
-            config=config,
-            job=command.job_words(workload, preset, data, tuple(option or ()), isolation),
-            out=out,
-            max_samples=max_samples,
-            max_hours=max_hours,
-            max_minutes=max_minutes,
-            storage=storage,
-            allow_code=allow_code,
-            isolation=isolation,
-        ),
-        as_json=json,
-    )
+cli_production.add_to(app)
 
 
 @app.command(

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import RunTuner
-from tuner.commands.train import quality
+from tuner.commands.train_verdict import quality
 from tuner.contract.config import OptimizerConfig, QualityConfig, RunConfig
 from tuner.contract.result import TrainResultJson
 from tuner.contract.workload import Trivial
