@@ -48,6 +48,8 @@ class World:
     capacity_bytes: float = 16 * GIB
     process_noise: float = 0.01
     step_noise: float = 0.02
+    host_noise: float = 0.0
+    """Log spread of the host's own speed from probe to probe, which its reference work feels too."""
     misfit: float = 0.0
     """Relative size of a fixed random factor per configuration that no model knows of."""
     relative_l2: float = 1e-7
@@ -109,11 +111,14 @@ class SimulatedRunner:
         self._fixed_s = fixed_s
         self.requests: list[ProbeRequest] = []
         self._compiled: set[tuple[CompileMode, int]] = set()
+        self._host = 1.0
 
     def run(self, request: ProbeRequest, listener: Listener | None = None) -> ProbeReply:
         self.requests.append(request)
         rng = np.random.default_rng([self._seed, len(self.requests)])
         drift = math.exp(self._world.process_noise * rng.standard_normal())
+        self._host = math.exp(self._world.host_noise * rng.standard_normal()) if self._world.host_noise else 1.0
+        drift *= self._host
         points: list[PointReply] = []
         for index, config in enumerate(request.points):
             points.append(self._point(request, config, index, drift, rng))
@@ -199,7 +204,7 @@ class SimulatedRunner:
             warmup_steps=warm,
             memory=memory,
             phases_s={"build": 0.3, "compile": compile_s, "measure": measured},
-            reference_s=(0.01, 0.0101) if request.reference else (),
+            reference_s=(0.01 * self._host, 0.0101 * self._host) if request.reference else (),
         )
         spent = max(request.limits.measure_s, math.fsum(measurement.steady_step_s))
         return measurement, 0.6 + spent + compile_s + (3.0 if request.soak else 0.0)

@@ -84,7 +84,7 @@ def test_a_hosts_peak_is_told_by_the_first_point_of_a_process_alone() -> None:
     first = next(row for row in shared if row.index == 0)
     for row, told in ((first, True), (later, False)):
         found = History(ended.spec, [_on_a_host(row, ended.spec.memory_budget_bytes)])
-        assert (point_of(row.config).variant in found.shares) is told
+        assert (found.size_of(row.kind, point_of(row.config)) in found.shares) is told
         assert bool(found.overruns) is told
 
 

@@ -11,7 +11,7 @@ from tests.search.simulated_world import GIB, World, drive, make_baseline, make_
 from tuner.contract.config import CompileMode, Precision
 from tuner.contract.measurement import Outcome
 from tuner.contract.probe import PointReply, ProbeKind, ProbeReply, ProbeRequest
-from tuner.search.memory import HOST, Foresight, Grown, GrowthModel, MemoryModel, Traces
+from tuner.search.memory import DEVICE, HOST, Foresight, Grown, GrowthModel, MemoryModel, Size, Traces
 from tuner.search.points import Variant
 from tuner.search.tracing import with_foresight
 from tuner.search.view import View
@@ -28,14 +28,14 @@ def test_the_memory_bar_covers_the_truth_of_an_affine_peak(fixed: float, slope: 
     def truth(b: int) -> float:
         return fixed + slope * b
 
-    model = MemoryModel({VARIANT: {2: truth(2), 4: truth(4)}}, {})
+    model = MemoryModel({Size(VARIANT, 2): truth(2), Size(VARIANT, 4): truth(4)}, ())
     assert model.upper(VARIANT, size) >= truth(size) - 1e-9 or size < 2
-    alone = MemoryModel({VARIANT: {4: truth(4)}}, {})
+    alone = MemoryModel({Size(VARIANT, 4): truth(4)}, ())
     assert alone.upper(VARIANT, size) >= truth(min(size, 4)) if size <= 4 else alone.upper(VARIANT, size) >= truth(size)
 
 
 def test_a_size_seen_to_overflow_rules_out_all_above_it_for_its_variant_alone() -> None:
-    model = MemoryModel({VARIANT: {4: 0.1}, RECOMPUTING: {4: 0.05}}, {VARIANT: 6})
+    model = MemoryModel({Size(VARIANT, 4): 0.1, Size(RECOMPUTING, 4): 0.05}, {Size(VARIANT, 6)})
     assert model.fits(VARIANT, 5)
     assert not model.fits(VARIANT, 6)
     assert not model.fits(VARIANT, 7)
@@ -44,8 +44,27 @@ def test_a_size_seen_to_overflow_rules_out_all_above_it_for_its_variant_alone() 
 
 def test_an_unmeasured_variant_borrows_and_an_unknown_one_is_not_trusted() -> None:
     other = VARIANT._replace(channels_last=True)
-    assert MemoryModel({VARIANT: {4: 0.5}}, {}).upper(other, 4) > 0.5
-    assert not MemoryModel({}, {}).fits(other, 1)
+    assert MemoryModel({Size(VARIANT, 4): 0.5}, ()).upper(other, 4) > 0.5
+    assert not MemoryModel({}, ()).fits(other, 1)
+
+
+def test_a_size_that_overflows_beside_loader_workers_may_still_fit_without_them() -> None:
+    model = MemoryModel({Size(VARIANT, 4): 0.1, Size(VARIANT, 8): 0.2}, {Size(VARIANT, 6, workers=1)})
+    assert model.fits(VARIANT, 6)
+    assert not model.fits(VARIANT, 6, workers=1)
+    assert not model.fits(VARIANT, 8, workers=2)
+
+
+def test_what_workers_add_at_one_size_is_expected_at_another() -> None:
+    rows = ladder(VARIANT, 1.2, 90, (16, 32, 64))
+    beside = Grown(VARIANT, rows[0].traced, rows[0].growth + 10 * MIB, workers=2)
+    model, asked = GrowthModel([*rows, beside], HOST), 3.0 * MIB * 48
+    plain, two, one = (model.predict(VARIANT, asked, workers) for workers in (0, 2, 1))
+    assert plain.value < one.value < two.value < plain.value + 10 * MIB
+    assert (
+        GrowthModel([*rows, beside], DEVICE).predict(VARIANT, asked, 2).value
+        == GrowthModel([*rows, beside], DEVICE).predict(VARIANT, asked).value
+    )
 
 
 def ladder(variant: Variant, slope: float, fixed: float, sizes: tuple[int, ...], noise: float = 0.0) -> list[Grown]:
@@ -76,15 +95,15 @@ def test_the_error_bar_is_wider_further_away_with_fewer_rows_and_for_another_var
 
 def test_a_convex_trace_is_followed_where_straight_lines_would_be_too_low() -> None:
     traced = {size: MIB * (2.0 * size + 0.02 * size**2) for size in (8, 16, 32, 128)}
-    grown = {VARIANT: {size: [1.2 * traced[size] + 80 * MIB] for size in (8, 16, 32)}}
+    grown = {Size(VARIANT, size): [1.2 * traced[size] + 80 * MIB] for size in (8, 16, 32)}
     budget = 1000 * MIB
-    shares = {VARIANT: {size: values[0] / budget for size, values in grown[VARIANT].items()}}
+    shares = {size: values[0] / budget for size, values in grown.items()}
     foresight = Foresight(Traces({False: traced}), grown, lambda growth: growth / budget, HOST)
     truth = (1.2 * traced[128] + 80 * MIB) / budget
-    model = MemoryModel(shares, {}, foresight)
+    model = MemoryModel(shares, (), foresight)
     assert model.expected(VARIANT, 128) == pytest.approx(truth, rel=0.06)
     assert model.upper(VARIANT, 128) >= truth
-    assert MemoryModel(shares, {}).expected(VARIANT, 128) is None
+    assert MemoryModel(shares, ()).expected(VARIANT, 128) is None
 
 
 def test_a_trace_between_two_traced_sizes_is_never_too_low() -> None:

@@ -65,8 +65,8 @@ class Grid:
         self.spec: StudySpec = header.spec
         self.repeats = tuple(range(header.repeats))
         self._rows: defaultdict[Key, defaultdict[int, list[ProbeRow]]] = defaultdict(lambda: defaultdict(list))
-        self._slow: dict[int, float] = {}
-        """id of a row -> log of how much slower the host was around it."""
+        self._slow: dict[int, tuple[float, float]] = {}
+        """id of a row -> log of how much slower the host was around it, for the steps and for the reference work."""
         self._host: dict[int, float] = {}
         """The same during it, by its own reference work."""
         self.anchors: list[ProbeRow] = []
@@ -86,16 +86,17 @@ class Grid:
         good = [(place, row) for place, row in anchors if _ran(row)]
         self.anchors = [row for _, row in good]
         places = np.array([place for place, _ in good])
-        logs = np.array([math.log(_mean_step(row)) for _, row in good])
-        logs -= np.median(logs) if len(logs) else 0.0
+        steps = _centred([math.log(_mean_step(row)) for _, row in good])
+        works = _centred([_reference(row) if _has_reference(row) else 0.0 for _, row in good])
         for place, item in enumerate(recorded):
             if item.repeat in (ANCHOR, UNCAPPED):
                 continue
             self._rows[key_of(item.row.kind, item.row.config)][item.repeat].append(item.row)
-            if len(logs):
+            if len(steps):
                 near = np.argsort(np.abs(places - place))[: 2 * NEAR]
-                self._slow[id(item.row)] = float(np.median(logs[near]))
-        self._host = _host_speeds(self._rows)
+                self._slow[id(item.row)] = float(np.median(steps[near])), float(np.median(works[near]))
+        self._usual = _usual_references(self._rows)
+        self._host = _host_speeds(self._rows, self._usual)
 
     @cached_property
     def cells(self) -> tuple[RunConfig, ...]:
@@ -112,7 +113,7 @@ class Grid:
 
     def log_step(self, row: ProbeRow) -> float:
         """Log of the mean step seconds, corrected for the host's speed."""
-        return math.log(_mean_step(row)) - self._host.get(id(row), self._slow.get(id(row), 0.0))
+        return math.log(_mean_step(row)) - self._host.get(id(row), self._slow.get(id(row), (0.0, 0.0))[0])
 
     def rate(self, config: RunConfig, repeats: Sequence[int]) -> float | None:
         """Mean samples/s over `repeats` (geometric); None where any of them failed or passed the memory budget."""
@@ -143,35 +144,56 @@ class Grid:
 
     @cached_property
     def residuals(self) -> dict[ProbeKind, NDArray[np.float64]]:
-        """Log step time of each process less the mean of its configuration, spread as between fresh processes.
+        """Log step time and log reference work of each process less the means of its configuration, spread as between
+        fresh processes, a row each; the second is not a number where there was no reference work.
 
         Only slow drift is taken out: what the host does from one second to the next is noise to a search.
         """
-        found: defaultdict[ProbeKind, list[float]] = defaultdict(list)
+        found: defaultdict[ProbeKind, list[NDArray[np.float64]]] = defaultdict(list)
         for key, by_repeat in self._rows.items():
             kind = key[0]
             rows = [row for rows in by_repeat.values() for row in rows if _ran(row)]
             if kind in (ProbeKind.END_TO_END, ProbeKind.COMPUTE, ProbeKind.LOADER) and len(rows) > 2:
                 assert isinstance(kind, ProbeKind)
-                logs = np.array([math.log(_mean_step(row)) - self._slow.get(id(row), 0.0) for row in rows])
-                found[kind] += list((logs - logs.mean()) * math.sqrt(len(logs) / (len(logs) - 1)))
-        return {kind: np.array(values) for kind, values in found.items()}
+                logs = np.array([self._logs(row) for row in rows])
+                found[kind].append((logs - logs.mean(axis=0)) * math.sqrt(len(logs) / (len(logs) - 1)))
+        return {kind: np.concatenate(values) for kind, values in found.items()}
+
+    def _logs(self, row: ProbeRow) -> tuple[float, float]:
+        slow, slow_work = self._slow.get(id(row), (0.0, 0.0))
+        work = _reference(row) - slow_work if _has_reference(row) else math.nan
+        return math.log(_mean_step(row)) - slow, work
+
+    def usual_reference_s(self, row: ProbeRow) -> float | None:
+        """Seconds of the reference work beside such rows, as a rule; None where there was none."""
+        log = self._usual.get(_group(row))
+        return math.exp(log) if log is not None else None
 
 
-def _host_speeds(rows: Mapping[Key, Mapping[int, Sequence[ProbeRow]]]) -> dict[int, float]:
+def _centred(values: Sequence[float]) -> NDArray[np.float64]:
+    logs = np.array(values)
+    return logs - np.median(logs) if len(logs) else logs
+
+
+def _usual_references(rows: Mapping[Key, Mapping[int, Sequence[ProbeRow]]]) -> dict[Key, float]:
+    """Median log of the reference work by kind and number of workers."""
+    groups: defaultdict[Key, list[float]] = defaultdict(list)
+    for row in (row for by_repeat in rows.values() for found in by_repeat.values() for row in found):
+        if _has_reference(row):
+            groups[_group(row)].append(_reference(row))
+    return {group: float(np.median(values)) for group, values in groups.items()}
+
+
+def _host_speeds(rows: Mapping[Key, Mapping[int, Sequence[ProbeRow]]], usual: Mapping[Key, float]) -> dict[int, float]:
     """By id of a row: log of how much slower its steps were by the host's doing.
 
     The log of its reference work, less the median among rows of the kind with as many workers, times the slope with
     which steps follow it: least squares within configurations.
     """
-    groups: defaultdict[Key, list[float]] = defaultdict(list)
     cells = [
         [row for found in by_repeat.values() for row in found if _has_reference(row)] for by_repeat in rows.values()
     ]
-    for row in (row for cell in cells for row in cell):
-        groups[_group(row)].append(_reference(row))
-    middle = {group: float(np.median(values)) for group, values in groups.items()}
-    apart = {id(row): _reference(row) - middle[_group(row)] for cell in cells for row in cell}
+    apart = {id(row): _reference(row) - usual[_group(row)] for cell in cells for row in cell}
     across = along = 0.0
     for cell in (cell for cell in cells if len(cell) > 1):
         x = np.array([apart[id(row)] for row in cell])
@@ -300,10 +322,13 @@ class ReplayRunner:
         if (self._only_baseline and kind is ProbeKind.END_TO_END) or residuals is None or not len(residuals):
             return row.measurement
         mean = float(np.mean([self.grid.log_step(other) for other in rows if _ran(other)]))
-        factor = math.exp(mean + float(rng.choice(residuals)) - math.log(_mean_step(row)))
+        step, work = (float(value) for value in residuals[int(rng.integers(len(residuals)))])
+        factor = math.exp(mean + step - math.log(_mean_step(row)))
+        usual_s = self.grid.usual_reference_s(row)
+        told = usual_s is not None and math.isfinite(work)
         return row.measurement.model_copy(
             update={
-                "reference_s": (),  # its host is not the one of this answer
+                "reference_s": (usual_s * math.exp(work),) if usual_s is not None and told else (),
                 "step_s": tuple(factor * value for value in row.measurement.step_s),
                 "data_wait_s": tuple(factor * value for value in row.measurement.data_wait_s),
             }

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 
 from tuner.contract.probe import ProbeKind, ProbeRequest, Stage
+from tuner.search.forecast import MISFIT
 from tuner.search.points import Point
 from tuner.search.situation import Situation
 
@@ -15,6 +16,8 @@ AGAIN = 4
 CONTENDERS = 4
 TIMES = 4
 """Processes of one configuration at most."""
+DOUBTED = 2
+"""Repeats from which the noise between processes is known well enough to say what is the model's misfit."""
 WORTH_KNOWING = 0.005
 """Expected loss of taking the leader instead of a rival from which another probe is worth its time."""
 
@@ -30,6 +33,15 @@ def confirm(s: Situation) -> ProbeRequest | None:
         return None
     point = min(open_, key=lambda p: (len(s.forecast.rows[p]), rivals.index(p)))
     return s.end_to_end(Stage.CONFIRM, point)
+
+
+def doubt(s: Situation) -> ProbeRequest | None:
+    """Where the model seems far off: the leader and the reference once more, as only repeats tell misfit from noise."""
+    f = s.forecast
+    if f.misfit <= MISFIT or sum(len(rows) - 1 for rows in f.rows.values()) >= DOUBTED:
+        return None
+    point = min(dict.fromkeys((f.leader, f.reference)), key=lambda p: len(f.rows[p]))
+    return s.end_to_end(Stage.CONFIRM, point) if len(f.rows[point]) < TIMES else None
 
 
 def asked(s: Situation) -> list[int]:

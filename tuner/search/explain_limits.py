@@ -120,7 +120,7 @@ def next_larger(case: Case) -> Point:
 def _memory(case: Case) -> Limit:
     now = max((case.spec.memory_used(m.memory) for m in case.measurements), default=0.0)
     larger = next_larger(case)
-    share = predicted_share(case.view, larger.variant, larger.micro) if case.same_model else None
+    share = predicted_share(case.view, case.view.history.needed(larger)) if case.same_model else None
     binds = any(True for _ in kept_out(case))
     then = "what a larger micro-batch takes is unknown"
     if share is not None:
@@ -134,7 +134,7 @@ def kept_out(case: Case) -> Iterator[tuple[Point, Interval]]:
     if not case.same_model or case.fitted is None:
         return
     for micro in case.view.micro_values(case.point.samples):
-        if micro > case.point.micro and not case.view.memory.fits(case.point.variant, micro):
+        if micro > case.point.micro and not _fits(case, case.point._replace(micro=micro)):
             larger = with_batch(case.point, micro, case.point.samples)
             gain = gain_of_cut(case, larger)
             if gain is not None and gain.high >= WORTHWHILE:
@@ -327,12 +327,16 @@ def _larger_change(case: Case, point: Point, gain: Interval, what: str) -> Chang
     )
 
 
+def _fits(case: Case, point: Point) -> bool:
+    return case.view.memory.fits(*case.view.history.needed(point))
+
+
 def memory_need(case: Case, point: Point) -> str:
     """What keeps `point` out of memory; empty where it fits."""
-    if case.view.memory.fits(point.variant, point.micro):
+    if _fits(case, point):
         return ""
     budget = counted_budget(case.spec)
-    share = predicted_share(case.view, point.variant, point.micro)
+    share = predicted_share(case.view, case.view.history.needed(point))
     if share is None:
         return f"it did not fit into {budget / _MIB:,.0f} MiB; how much it needs is not known"
     return f"it needs up to {share.high * budget / _MIB:,.0f} MiB, the budget is {budget / _MIB:,.0f} MiB"

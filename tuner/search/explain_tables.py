@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
 
@@ -33,7 +33,7 @@ from tuner.search.explain_case import (
 from tuner.search.forecast import Forecast, noise_of
 from tuner.search.gate import Standing, soak_rows, soaked, standing
 from tuner.search.history import median_step_s
-from tuner.search.memory import affine
+from tuner.search.memory import Size, affine
 from tuner.search.model import MEASURED_ERROR, StepFit
 from tuner.search.planner import gate_needed
 from tuner.search.points import Loader, Point, Variant, config_of, differences, point_of
@@ -149,21 +149,19 @@ def _enough(points: Sequence[LoaderPoint], compute_s: float | None) -> int | Non
 def memory_cells(case: Case) -> tuple[MemoryCell, ...]:
     """Every variant and size that ran, or ran out of memory, each predicted from the rows of all others."""
     view = case.view
-    sizes = {(variant, micro) for variant, shares in view.history.shares.items() for micro in shares}
-    sizes |= set(view.history.overruns.items())
-    return tuple(_memory_cell(view, variant, micro) for variant, micro in sorted(sizes))
+    sizes = set(view.history.shares) | view.history.overrun_sizes
+    return tuple(_memory_cell(view, size) for size in sorted(sizes))
 
 
-def _memory_cell(view: View, variant: Variant, micro: int) -> MemoryCell:
-    kinds = (ProbeKind.COMPUTE, ProbeKind.END_TO_END)
-    own = [row for row in view.history.rows if row.kind in kinds and _is_of(row, variant, micro)]
+def _memory_cell(view: View, size: Size) -> MemoryCell:
+    own = [row for row in view.history.rows if _is_of(view, row, size)]
     others = View(view.spec, [row for row in view.history.rows if row not in own])
-    share = view.history.shares.get(variant, {}).get(micro)
+    share = view.history.shares.get(size)
     worst = next((row.outcome for row in own if row.outcome.is_oom), own[-1].outcome)
-    predicted = predicted_share(others, variant, micro)
+    predicted = predicted_share(others, size)
     return MemoryCell(
-        variant=variant_name(variant),
-        micro_batch_size=micro,
+        variant=_sized(size),
+        micro_batch_size=size.micro,
         outcome=worst,
         measured_share=share,
         measured_bytes=share * counted_budget(view.spec) if share is not None else None,
@@ -172,23 +170,24 @@ def _memory_cell(view: View, variant: Variant, micro: int) -> MemoryCell:
     )
 
 
-def _is_of(row: ProbeRow, variant: Variant, micro: int) -> bool:
-    return point_of(row.config)[:2] == (variant, micro)
+def _is_of(view: View, row: ProbeRow, size: Size) -> bool:
+    kinds = (ProbeKind.COMPUTE, ProbeKind.END_TO_END)
+    return row.kind in kinds and view.history.size_of(row.kind, point_of(row.config)) == size
 
 
-def predicted_share(view: View, variant: Variant, micro: int) -> Interval | None:
+def predicted_share(view: View, size: Size) -> Interval | None:
     """Share of the memory budget by the model; `high` is the bar the gate uses; None = no row tells anything.
 
     Without a trace the guess is a straight line through the variant's own sizes, which a convex peak never goes below.
     """
-    upper = view.memory.upper(variant, micro)
+    upper = view.memory.upper(*size)
     if not math.isfinite(upper):
         return None
-    expected = view.memory.expected(variant, micro)
+    expected = view.memory.expected(*size)
     if expected is not None:
         return Interval(value=min(expected, upper), low=max(0.0, min(2 * expected - upper, upper)), high=upper)
-    own = view.history.shares.get(variant)
-    value = min(upper, affine(own, micro)) if own else upper
+    own = {other.micro: share for other, share in view.history.shares.items() if other.variant == size.variant}
+    value = min(upper, affine(own, size.micro)) if own else upper
     return Interval(value=value, low=value, high=upper)
 
 
@@ -345,11 +344,23 @@ def _effect(case: Case, before: Point, after: Point, rows: dict[Point, list[Prob
     )
 
 
+def _sized(size: Size) -> str:
+    return variant_name(size.variant) + (f" and {size.workers} loader workers" if size.workers else "")
+
+
+def _least(sizes: Iterable[Size]) -> list[Size]:
+    """The smallest by variant and number of workers."""
+    found: dict[tuple[Variant, int], Size] = {}
+    for size in sorted(sizes):
+        found.setdefault((size.variant, size.workers), size)
+    return list(found.values())
+
+
 def ruled_out(case: Case) -> tuple[str, ...]:
     """Compile modes that were not tried, and sizes seen not to fit."""
     found = [f"compile {point.variant.compile.value}: not tried, {why}" for point, why in compile_plan(case.s) if why]
     found += [
-        f"micro-batch size {size} and above with {variant_name(variant)}: did not fit into memory"
-        for variant, size in sorted(case.s.history.overruns.items())
+        f"micro-batch size {size.micro} and above with {_sized(size)}: did not fit into memory"
+        for size in _least(case.s.history.overrun_sizes)
     ]
     return tuple(found)

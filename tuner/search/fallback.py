@@ -123,7 +123,7 @@ def may_propose(s: Situation, point: Point) -> bool:
         return False
     if point.loader.workers and point.loader.prefetch not in prefetch_values(s.view.spec):
         return False
-    return s.view.memory.fits(point.variant, point.micro) and s.budget.allows(s.budget.probe_s(point))
+    return s.fits(point) and s.budget.allows(s.budget.probe_s(point))
 
 
 def open_points(s: Situation) -> Iterator[Point]:
@@ -149,7 +149,7 @@ def lessons(s: Situation) -> Iterator[Lesson]:
     """Every configuration settled end to end: its worth, and how far it is from the memory budget (continuous)."""
     for point, rows in s.history.of_kind(ProbeKind.END_TO_END).items():
         if point in s.forecast.rates:
-            share = s.history.shares[point.variant][point.micro]
+            share = s.history.shares[s.history.needed(point)]
             yield Lesson(values_of(s, point), s.forecast.measured_worth(point), {"memory": min(0.0, share - 1)})
         elif any(row.outcome.is_oom or is_ok(row) for row in rows):
             yield Lesson(values_of(s, point), 0.0, {"memory": _overrun(s, point)})
@@ -159,7 +159,7 @@ def lessons(s: Situation) -> Iterator[Lesson]:
 
 def _overrun(s: Situation, point: Point) -> float:
     """Share of the budget beyond the whole of it, as far as the model tells of a peak that was never seen."""
-    known = s.view.memory.upper(point.variant, point.micro) - 1
+    known = s.view.memory.upper(*s.history.needed(point)) - 1
     largest = max((p.micro for p in s.history.of_kind(ProbeKind.END_TO_END)), default=point.micro)
     least = SEEN_OVERRUN * point.micro / largest
     return max(known, least) if math.isfinite(known) else least

@@ -13,15 +13,19 @@ from tuner.contract.probe import ProbeKind, ProbeRow, Stage
 from tuner.contract.study import Objective
 from tuner.search import goodput
 from tuner.search.belief import Belief, believe, process_noise
-from tuner.search.history import is_ok, power_of, rate_of
+from tuner.search.history import is_ok, power_of
 from tuner.search.model import Estimate, overlap
 from tuner.search.objective import Figures, worth
 from tuner.search.points import Loader, Point, Variant, differences, with_batch
 from tuner.search.view import View
 
-PEAK_SPREAD = 0.03
-"""A configuration closer to the memory budget than this is no candidate: repeats of one differ by 2 to 4 % on a host,
-and the ship gate would only throw it out."""
+PEAK_SPREAD = {"cpu": 0.01, "cuda": 0.005}
+"""Standard deviation of peaks between processes of one configuration, until repeats were seen; an allocator on a GPU
+repeats itself."""
+PEAK_WEIGHT = 4.0
+"""How many repeats that guess is worth."""
+PEAK_ROOM = 2.0
+"""So many of them below the memory budget candidates end: the ship gate would throw out what is closer."""
 LEAST_NOISE = 0.01
 """Gains below this are never told from noise by single probes."""
 UNKNOWN_ERROR = 0.10
@@ -67,8 +71,10 @@ class Forecast:
 
     @cached_property
     def rates(self) -> dict[Point, float]:
-        """Measured samples/s."""
-        return {point: float(np.mean([rate_of(row) for row in rows])) for point, rows in self.rows.items()}
+        """Measured samples/s, as at the host's usual speed."""
+        return {
+            point: float(np.mean([self._view.history.rate(row) for row in rows])) for point, rows in self.rows.items()
+        }
 
     def noise(self, point: Point) -> float:
         """Relative error of what is believed of a measured rate, never below `LEAST_NOISE`."""
@@ -81,13 +87,13 @@ class Forecast:
         found = {}
         for point, rows in self.rows.items():
             prior = self._prior(point) if self._spec.probes_alone and len(self._misfits) >= FEW else None
-            found[point] = believe([rate_of(row) for row in rows], noise, prior)
+            found[point] = believe([self._view.history.rate(row) for row in rows], noise, prior)
         return found
 
     @cached_property
     def process_noise(self) -> float:
         """Standard deviation between processes of one configuration, from those measured more than once."""
-        return process_noise([rate_of(row) for row in rows] for rows in self.rows.values())
+        return process_noise([self._view.history.rate(row) for row in rows] for rows in self.rows.values())
 
     def _prior(self, point: Point) -> Belief | None:
         """The model's word."""
@@ -228,7 +234,7 @@ class Forecast:
     def _memory_used(self, point: Point, rows: Sequence[ProbeRow]) -> float:
         """Largest share of the memory budget seen; the upper error bar of the model where nothing was."""
         seen = [self._spec.memory_used(row.measurement.memory) for row in rows if row.measurement is not None]
-        return max(seen) if seen else self._view.memory.upper(point.variant, point.micro)
+        return max(seen) if seen else self._view.memory.upper(*self._view.history.needed(point))
 
     @cached_property
     def _power_w(self) -> float:
@@ -271,7 +277,18 @@ class Forecast:
             p: max(self._spec.memory_used(r.measurement.memory) for r in rows if r.measurement)
             for p, rows in self.rows.items()
         }
-        return tuple(point for point in self.rows if point == self.reference or used[point] <= 1 - PEAK_SPREAD)
+        most = math.exp(-PEAK_ROOM * self.peak_spread)
+        return tuple(point for point in self.rows if point == self.reference or used[point] <= most)
+
+    @property
+    def peak_spread(self) -> float:
+        """Standard deviation of log peaks between processes of one configuration, pooled over those seen to repeat."""
+        squares, freedom = PEAK_WEIGHT * PEAK_SPREAD[self._spec.device.kind] ** 2, PEAK_WEIGHT
+        for growths in self._view.history.growths.values():
+            if len(growths) > 1 and min(growths) > 0:  # 0 = not told
+                squares += float(np.var(np.log(growths))) * len(growths)
+                freedom += len(growths) - 1
+        return math.sqrt(squares / freedom)
 
     def variants(self) -> tuple[Variant, ...]:
         """Variants with compute rows, in the order measured."""
@@ -282,13 +299,13 @@ class Forecast:
         for variant in self.variants():
             for samples in self._view.sample_values:
                 for micro in self._view.micro_values(samples):
-                    if self._view.memory.fits(variant, micro):
-                        yield from self._unsettled(variant, micro, samples)
+                    yield from self._unsettled(variant, micro, samples)
 
     def _unsettled(self, variant: Variant, micro: int, samples: int) -> Iterator[Point]:
         for loader in self._view.loaders:
             point = Point(variant, micro, samples // micro, Loader(*loader))
-            if not self._view.history.settled(ProbeKind.END_TO_END, point):
+            fits = self._view.memory.fits(*self._view.history.needed(point))
+            if fits and not self._view.history.settled(ProbeKind.END_TO_END, point):
                 yield point
 
     def best_cut(self, variant: Variant, *, ignore_memory: bool = False) -> Point | None:

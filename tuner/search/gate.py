@@ -6,8 +6,11 @@ The error level is shared over finalists and looks (Bonferroni), so that peeking
 from __future__ import annotations
 
 import hashlib
+import math
+import statistics
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from typing import NamedTuple
 
 from tuner.contract.config import RunConfig
 from tuner.contract.measurement import Interval
@@ -15,6 +18,7 @@ from tuner.contract.probe import ProbeKind, ProbeRequest, ProbeRow, Stage
 from tuner.contract.statistics import paired_gain
 from tuner.contract.study import GateSpec, Objective, StudySpec
 from tuner.search.history import is_ok, is_settled, power_of, rate_of
+from tuner.search.host import has_reference, reference_log
 from tuner.search.levers import lever_finalist
 from tuner.search.lr import chosen_lr
 from tuner.search.objective import Figures, fast_enough, merit
@@ -31,6 +35,8 @@ ALIKE = 0.99
 """Share of the largest gain from which two finalists count as equally fast."""
 MODEL_CHANGE = 100
 """Settings that another model counts for among finalists that are equally fast: the unchanged one is preferred."""
+STEADIER = 0.7
+"""Spread of the pairs with the host's speed taken out, as a share of that without, from which it is taken out."""
 VOID_ROUNDS = 2
 """Rounds the reference may fail in before the gate is given up."""
 
@@ -103,6 +109,9 @@ class Standing:
     """The next probe; None when the gate is over."""
     pairs: dict[int, list[tuple[Figures, Figures]]] = field(default_factory=dict)
     """Finalist -> figures (its own, the reference's) of each round both completed."""
+    slower: dict[int, list[float]] = field(default_factory=dict)
+    """Finalist -> of each such pair: log of how much slower the host was for the finalist, by its reference work; not
+    a number where that is not known."""
     out: dict[int, str] = field(default_factory=dict)
     """Finalist -> why it is no longer in the contest."""
     won: dict[int, Interval] = field(default_factory=dict)
@@ -123,10 +132,28 @@ class Standing:
         return self._ratio(finalist, lambda figures: figures.samples_per_s * figures.efficiency)
 
     def _ratio(self, finalist: int, of: Callable[[Figures], float]) -> Interval | None:
-        pairs = self.pairs.get(finalist, [])
+        pairs = self._steadied(finalist)
         if not pairs:
             return None
         return paired_gain([of(own) for own, _ in pairs], [of(other) for _, other in pairs], self.contest.confidence)
+
+    def _steadied(self, finalist: int) -> list[tuple[Figures, Figures]]:
+        """The pairs, without the host's own changes where those were most of the spread.
+
+        Only between configurations with as many workers: those slow the reference work themselves.
+        """
+        pairs, slower = self.pairs.get(finalist, []), self.slower.get(finalist, [])
+        known = len(slower) == len(pairs) and all(math.isfinite(log) for log in slower)
+        if len(pairs) < 2 or not known:
+            return pairs
+        logs = [math.log(own.samples_per_s / other.samples_per_s) for own, other in pairs]
+        without = [log + slow for log, slow in zip(logs, slower, strict=True)]
+        if statistics.stdev(without) > STEADIER * statistics.stdev(logs):
+            return pairs
+        return [
+            (replace(own, samples_per_s=own.samples_per_s * math.exp(slow)), other)
+            for (own, other), slow in zip(pairs, slower, strict=True)
+        ]
 
     @property
     def active(self) -> list[int]:
@@ -165,7 +192,9 @@ def standing(s: Situation) -> Standing:
         done += 1
         for finalist in state.active:
             if finalist in measured:
-                state.pairs.setdefault(finalist, []).append((measured[finalist], measured[0]))
+                own, other = measured[finalist], measured[0]
+                state.pairs.setdefault(finalist, []).append((own.figures, other.figures))
+                state.slower.setdefault(finalist, []).append(_slower(own.row, other.row))
         if done in state.contest.looks and judged(state, last=done == state.contest.looks[-1]):
             break
         if state.contest.looks and not state.active:
@@ -173,9 +202,22 @@ def standing(s: Situation) -> Standing:
     return state
 
 
-def _round(s: Situation, state: Standing, number: int) -> dict[int, Figures] | None:
-    """Figures of the sides in round `number`; None, with `state.request` set, while a side is still to be measured."""
-    measured: dict[int, Figures] = {}
+class Measured(NamedTuple):
+    row: ProbeRow
+    figures: Figures
+
+
+def _slower(own: ProbeRow, other: ProbeRow) -> float:
+    if own.config.loader.num_workers != other.config.loader.num_workers:
+        return math.nan
+    if not (has_reference(own) and has_reference(other)):
+        return math.nan
+    return reference_log(own) - reference_log(other)
+
+
+def _round(s: Situation, state: Standing, number: int) -> dict[int, Measured] | None:
+    """What was measured in round `number`; None, with `state.request` set, while a side is still to be measured."""
+    measured: dict[int, Measured] = {}
     for side in order_of(state.contest.spec, state.active, number):
         config = state.contest.sides[side]
         rows = [row for row in s.history.gate if row.pair == number and row.config == config]
@@ -184,7 +226,7 @@ def _round(s: Situation, state: Standing, number: int) -> dict[int, Figures] | N
             return None
         good = [row for row in rows if is_ok(row)]
         if good and (figures := _figures(s, good[-1])) is not None:
-            measured[side] = figures
+            measured[side] = Measured(good[-1], figures)
         if side and (why := _why_out(s, rows)):
             state.out[side] = why
     return measured

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from functools import cached_property
 
 import numpy as np
@@ -12,7 +12,8 @@ import numpy as np
 from tuner.contract.measurement import Measurement, MemoryPeak, Outcome
 from tuner.contract.probe import ProbeKind, ProbeRow, Stage
 from tuner.contract.study import StudySpec
-from tuner.search.memory import Traces
+from tuner.search.host import slowdowns
+from tuner.search.memory import Size, Traces
 from tuner.search.points import Point, Variant, point_of
 
 SEARCH_STAGES = frozenset(
@@ -131,6 +132,23 @@ class History:
     def spent_s(self) -> float:
         return sum(row.seconds for row in self.search)
 
+    @cached_property
+    def _slow(self) -> dict[int, float]:
+        return slowdowns(self.search)
+
+    def rate(self, row: ProbeRow) -> float:
+        """Samples per second of a search's row, as at the host's usual speed."""
+        return rate_of(row) / self.host_factor(row)
+
+    def host_factor(self, row: ProbeRow) -> float:
+        """What seconds of a search's row must be multiplied with to be as at the host's usual speed."""
+        return math.exp(-self._slow.get(row.number, 0.0))
+
+    def step_s(self, row: ProbeRow) -> float:
+        """Median seconds of a step of a search's row, as at the host's usual speed."""
+        assert row.measurement is not None
+        return median_step_s(row.measurement) * self.host_factor(row)
+
     def compile_seconds(self, variant: Variant) -> float:
         """Longest compile phase the search saw of a variant: production may start with a cold cache. 0 = none seen."""
         return self._compile_s.get(variant, 0.0)
@@ -188,41 +206,61 @@ class History:
         """The measured peak lies within the memory budget."""
         return row.measurement is not None and self.spec.memory_used(row.measurement.memory) <= 1.0
 
+    def size_of(self, kind: ProbeKind, point: Point) -> Size:
+        """What its peak depends on: on a host also the loader's workers, which compute probes do without."""
+        counts = self.spec.device.kind == "cpu" and kind is ProbeKind.END_TO_END
+        return Size(point.variant, point.micro, point.loader.workers if counts else 0)
+
+    def needed(self, point: Point) -> Size:
+        """The size an end-to-end probe of `point` has."""
+        return self.size_of(ProbeKind.END_TO_END, point)
+
+    @cached_property
+    def overrun_sizes(self) -> frozenset[Size]:
+        """Seen not to fit: neither they nor anything above is tried again."""
+        return frozenset(
+            self.size_of(kind, point)
+            for (kind, point), rows in self._asked.items()
+            if kind in _MODEL_KINDS
+            and any(row.outcome.is_oom or (tells_memory(row) and not self.fits(row)) for row in rows)
+        )
+
     @cached_property
     def overruns(self) -> dict[Variant, int]:
-        """Smallest micro-batch size seen not to fit, by variant: neither it nor anything above is tried again."""
+        """Smallest micro-batch size seen not to fit, by variant, whatever the loader."""
         found: dict[Variant, int] = {}
-        for (kind, point), rows in self._asked.items():
-            if kind not in _MODEL_KINDS:
-                continue
-            if any(row.outcome.is_oom or (tells_memory(row) and not self.fits(row)) for row in rows):
-                found[point.variant] = min(point.micro, found.get(point.variant, point.micro))
+        for size in self.overrun_sizes:
+            found[size.variant] = min(size.micro, found.get(size.variant, size.micro))
+        return found
+
+    def limit(self, point: Point) -> float:
+        """Smallest micro-batch size of its variant seen not to fit with as many workers or fewer; infinite = none."""
+        own = self.needed(point)
+        sizes = (s.micro for s in self.overrun_sizes if s.variant == own.variant and s.workers <= own.workers)
+        return min(sizes, default=math.inf)
+
+    @cached_property
+    def shares(self) -> dict[Size, float]:
+        """Measured share of the memory budget (the largest seen)."""
+        found: dict[Size, float] = {}
+        for size, row in self._told():
+            assert row.measurement is not None
+            found[size] = max(self.spec.memory_used(row.measurement.memory), found.get(size, 0.0))
         return found
 
     @cached_property
-    def shares(self) -> dict[Variant, dict[int, float]]:
-        """Measured share of the memory budget by variant and micro-batch size (the largest seen)."""
-        found: dict[Variant, dict[int, float]] = {}
-        for (kind, point), rows in self._asked.items():
-            if kind not in _MODEL_KINDS:
-                continue
-            for row in rows:
-                if tells_memory(row) and row.measurement is not None:
-                    by_size = found.setdefault(point.variant, {})
-                    share = self.spec.memory_used(row.measurement.memory)
-                    by_size[point.micro] = max(share, by_size.get(point.micro, 0.0))
+    def growths(self) -> dict[Size, list[float]]:
+        """Bytes each measured process grew by (see `growth_of`)."""
+        found: dict[Size, list[float]] = {}
+        for size, row in self._told():
+            found.setdefault(size, []).append(growth_of(row))
         return found
 
-    @cached_property
-    def growths(self) -> dict[Variant, dict[int, list[float]]]:
-        """Bytes each measured process grew by (see `growth_of`), by variant and micro-batch size."""
-        found: dict[Variant, dict[int, list[float]]] = {}
+    def _told(self) -> Iterator[tuple[Size, ProbeRow]]:
         for (kind, point), rows in self._asked.items():
             if kind in _MODEL_KINDS:
-                grown = [growth_of(row) for row in rows if tells_memory(row)]
-                if grown:
-                    found.setdefault(point.variant, {}).setdefault(point.micro, []).extend(grown)
-        return found
+                size = self.size_of(kind, point)
+                yield from ((size, row) for row in rows if tells_memory(row))
 
     @cached_property
     def traces(self) -> Traces:

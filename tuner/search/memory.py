@@ -9,7 +9,7 @@ Rasmussen and Williams 2006, eq. 2.25-2.26). Where nothing was traced the peak i
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -25,6 +25,10 @@ INTERPOLATED_MEMORY = 1.03
 BORROWED_MEMORY = 1.10
 DEVIATIONS = 3.0
 """Standard deviations of a prediction that its error bar spans."""
+MAY_FIT = 2.0
+"""Standard deviations below the expected peak that must lie inside the budget for a probe to be worth it."""
+LIKELY = 1.0
+"""Standard deviations above it that must lie inside an enforced limit: a probe that fails there harms nobody."""
 MIB = float(1 << 20)
 
 
@@ -46,11 +50,15 @@ class Spread:
     """Distance in log size over which that wandering is remembered."""
     noise: float
     """Spread of repeats, relative to the growth expected."""
+    loading: float = 0.0
+    """What loader workers add, in bytes: shared memory of their batches counts for the process on a host."""
+    loading_share: float = 0.0
+    """The same as a part of the trace."""
 
 
 HOST = Spread(
     scale=1.2, scale_sd=0.15, fixed=64 * MIB, fixed_sd=64 * MIB, kind_sd=0.25, own_sd=0.03, local=0.05, length=0.1,
-    noise=0.025,
+    noise=0.025, loading=4 * MIB, loading_share=0.03,
 )  # fmt: skip
 """Against the heap that a trace simulates. Scale, wandering and noise by the likelihood of the ladders in
 `benchmarks/grids` (`benchmarks.memory` reports each workload with the values chosen on the others); the fixed part and
@@ -68,6 +76,7 @@ class Grown(NamedTuple):
     variant: Variant
     traced: float
     growth: float
+    workers: int = 0
 
 
 class Foretold(NamedTuple):
@@ -93,9 +102,9 @@ class GrowthModel:
         self._factor = np.linalg.cholesky(covariance) if rows else np.zeros((0, 0))
         self._weights = self._solve(grown - self._expected(self._rows)) if rows else np.zeros(0)
 
-    def predict(self, variant: Variant, traced: float) -> Foretold:
-        """Growth of one more process of `variant` whose trace holds `traced` bytes."""
-        asked = (Grown(variant, traced, 0.0),)
+    def predict(self, variant: Variant, traced: float, workers: int = 0) -> Foretold:
+        """Growth of one more process of `variant` whose trace holds `traced` bytes, beside so many loader workers."""
+        asked = (Grown(variant, traced, 0.0, workers),)
         prior, variance = float(self._expected(asked)[0]), float(self._covariance(asked, asked)[0, 0])
         if not self._rows:
             return Foretold(prior, math.hypot(math.sqrt(variance), self._spread.noise * prior))
@@ -126,7 +135,8 @@ class GrowthModel:
         apart = np.abs(np.log(left)[:, None] - np.log(right)[None, :])
         near = own * np.exp(-apart / spread.length)
         scales = spread.scale_sd**2 + kind * spread.kind_sd**2 + own * spread.own_sd**2 + near * spread.local**2
-        found: NDArray[np.float64] = spread.fixed_sd**2 + scales * np.outer(left, right)
+        loads = spread.loading**2 + spread.loading_share**2 * np.outer(left, right)
+        found: NDArray[np.float64] = spread.fixed_sd**2 + scales * np.outer(left, right) + _loaded(one, other) * loads
         return found
 
 
@@ -135,6 +145,12 @@ def _agree(one: Sequence[Grown], other: Sequence[Grown], trait: Callable[[Varian
     return np.array([[float(trait(a.variant) == trait(b.variant)) for b in other] for a in one]).reshape(
         len(one), len(other)
     )
+
+
+def _loaded(one: Sequence[Grown], other: Sequence[Grown]) -> NDArray[np.float64]:
+    """1 where both have equally many workers, a half where both have some, else 0."""
+    agree = [[(a.workers > 0 < b.workers) * (1.0 + (a.workers == b.workers)) / 2 for b in other] for a in one]
+    return np.array(agree).reshape(len(one), len(other))
 
 
 @dataclass(frozen=True)
@@ -158,32 +174,42 @@ class Traces:
         return max(1.0, known[low] + slope * (micro - low))
 
 
+class Size(NamedTuple):
+    """What peak memory depends on. `workers`: of the loader, where they count (on a host); else 0."""
+
+    variant: Variant
+    micro: int
+    workers: int = 0
+
+
 class Foresight:
     """Traces, and growth measured beside them, in shares of the memory budget."""
 
     def __init__(
         self,
         traces: Traces,
-        growths: Mapping[Variant, Mapping[int, Sequence[float]]],
+        growths: Mapping[Size, Sequence[float]],
         share: Callable[[float], float],
         spread: Spread,
     ) -> None:
-        """`growths`: bytes by variant and micro-batch size; `share`: bytes of growth -> share of the budget."""
+        """`growths`: bytes; `share`: bytes of growth -> share of the budget."""
         self._traces = traces
         self._share = share
         rows = [
-            Grown(variant, traced, growth)
-            for variant, by_size in growths.items()
-            for micro, found in by_size.items()
-            if (traced := traces.of(variant, micro)) is not None
+            Grown(size.variant, traced, growth, size.workers)
+            for size, found in growths.items()
+            if (traced := traces.of(size.variant, size.micro)) is not None
             for growth in found
         ]
         self.model = GrowthModel(rows, spread)
+        self._known: dict[Size, Foretold | None] = {}
 
-    def growth(self, variant: Variant, micro: int) -> Foretold | None:
+    def growth(self, size: Size) -> Foretold | None:
         """Predicted bytes of growth; None where the size cannot be traced."""
-        traced = self._traces.of(variant, micro)
-        return None if traced is None else self.model.predict(variant, traced)
+        if size not in self._known:
+            traced = self._traces.of(size.variant, size.micro)
+            self._known[size] = None if traced is None else self.model.predict(size.variant, traced, size.workers)
+        return self._known[size]
 
     def share(self, growth: float) -> float:
         return self._share(growth)
@@ -194,58 +220,66 @@ class MemoryModel:
 
     def __init__(
         self,
-        shares: Mapping[Variant, Mapping[int, float]],
-        overruns: Mapping[Variant, int],
+        shares: Mapping[Size, float],
+        overruns: Collection[Size],
         foresight: Foresight | None = None,
+        *,
+        enforced: bool = False,
     ) -> None:
-        """`shares`: measured, by variant and micro-batch size; `overruns`: smallest size seen not to fit."""
-        self._shares = shares
+        """`shares`: measured; `overruns`: seen not to fit; `enforced`: passing the hard limit ends the probe alone."""
+        self._enforced = enforced
+        self._measured = shares
         self._overruns = overruns
         self._foresight = foresight
+        self._shares: dict[Variant, dict[int, float]] = {}
+        for size, share in shares.items():
+            by_micro = self._shares.setdefault(size.variant, {})
+            by_micro[size.micro] = max(share, by_micro.get(size.micro, 0.0))
 
-    def fits(self, variant: Variant, micro: int) -> bool:
-        """Whether it may be probed: False where it was seen not to fit, at this size or below.
+    def fits(self, variant: Variant, micro: int, workers: int = 0) -> bool:
+        """Whether it may be probed: False where it was seen not to fit, at this size or below, with as many workers
+        or fewer.
 
-        A size that was not measured must be expected inside the budget, and its upper error bar inside the hard limit,
-        so that a probe does not run out of memory; what is shipped was measured, by the gate and the soak.
+        A size that was not measured must be expected inside the budget, and its upper error bar inside the hard limit.
+        Where that limit is enforced, it is enough that it may well fit and that running out of memory is unlikely.
+        What is shipped was measured, by the gate and the soak.
         """
-        if micro >= self._overruns.get(variant, math.inf):
+        size = Size(variant, micro, workers)
+        if any(_implies(overrun, size) for overrun in self._overruns):
             return False
-        expected = None if self._measured(variant, micro) is not None else self.expected(variant, micro)
-        if expected is None:
-            return self.upper(variant, micro) <= 1.0
-        return expected <= 1.0 and self.upper(variant, micro) <= 1.0 / MEMORY_MARGIN
+        foretold = None if size in self._measured else self.predicted(variant, micro, workers)
+        if foretold is None or self._foresight is None:
+            return self.upper(variant, micro, workers) <= 1.0
+        below, above = (MAY_FIT, LIKELY) if self._enforced else (0.0, DEVIATIONS)
+        low, high = (self._foresight.share(foretold.value + n * foretold.sd) for n in (-below, above))
+        return max(low, self._below(size)) <= 1.0 and high <= 1.0 / MEMORY_MARGIN
 
-    def upper(self, variant: Variant, micro: int) -> float:
+    def upper(self, variant: Variant, micro: int, workers: int = 0) -> float:
         """Upper error bar of the share; 1.0 = the whole budget, infinite where nothing is known at all."""
-        if (seen := self._measured(variant, micro)) is not None:
+        size = Size(variant, micro, workers)
+        if (seen := self._measured.get(size)) is not None:
             return seen
-        if (foretold := self._foretold(variant, micro)) is not None and self._foresight is not None:
-            return max(self._foresight.share(foretold.upper), self._below(variant, micro))
+        if (foretold := self.predicted(variant, micro, workers)) is not None and self._foresight is not None:
+            return max(self._foresight.share(foretold.upper), self._below(size))
         return self._affine_upper(variant, micro)
 
-    def expected(self, variant: Variant, micro: int) -> float | None:
+    def expected(self, variant: Variant, micro: int, workers: int = 0) -> float | None:
         """The share expected without an error bar: measured, or foretold from a trace; None where there is neither."""
-        if (seen := self._measured(variant, micro)) is not None:
+        if (seen := self._measured.get(Size(variant, micro, workers))) is not None:
             return seen
-        foretold = self._foretold(variant, micro)
+        foretold = self.predicted(variant, micro, workers)
         if foretold is None or self._foresight is None:
             return None
         return self._foresight.share(foretold.value)
 
-    def predicted(self, variant: Variant, micro: int) -> Foretold | None:
+    def predicted(self, variant: Variant, micro: int, workers: int = 0) -> Foretold | None:
         """Bytes of growth foretold from a trace, whether or not the size was measured; None without a trace."""
-        return self._foretold(variant, micro)
+        return None if self._foresight is None else self._foresight.growth(Size(variant, micro, workers))
 
-    def _measured(self, variant: Variant, micro: int) -> float | None:
-        return self._shares.get(variant, {}).get(micro)
-
-    def _foretold(self, variant: Variant, micro: int) -> Foretold | None:
-        return None if self._foresight is None else self._foresight.growth(variant, micro)
-
-    def _below(self, variant: Variant, micro: int) -> float:
+    def _below(self, size: Size) -> float:
         """The largest share measured at smaller sizes: a larger one never needs less."""
-        return max((share for size, share in self._shares.get(variant, {}).items() if size < micro), default=0.0)
+        known = (share for other, share in self._measured.items() if other.micro < size.micro and _implies(other, size))
+        return max(known, default=0.0)
 
     def _affine_upper(self, variant: Variant, micro: int) -> float:
         if own := self._shares.get(variant):
@@ -253,7 +287,7 @@ class MemoryModel:
         known = self._alike(variant)
         return BORROWED_MEMORY * max((affine_upper(shares, micro) for shares in known), default=math.inf)
 
-    def _alike(self, variant: Variant) -> list[Mapping[int, float]]:
+    def _alike(self, variant: Variant) -> Sequence[Mapping[int, float]]:
         """Measured variants to borrow from: those that recompute activations as this one does.
 
         Recomputing never needs more than not recomputing, so the latter may stand in for the former.
@@ -262,6 +296,11 @@ class MemoryModel:
         if same or not variant.gradient_checkpointing:
             return same
         return list(self._shares.values())
+
+
+def _implies(known: Size, size: Size) -> bool:
+    """`size` needs at least as much as `known`."""
+    return known.variant == size.variant and known.micro <= size.micro and known.workers <= size.workers
 
 
 def affine(shares: Mapping[int, float], micro: int) -> float:

@@ -86,8 +86,8 @@ def _compute_seconds(history: History) -> Iterator[tuple[Point, float]]:
         return
     for point, rows in history.of_kind(ProbeKind.COMPUTE).items():
         for row in rows:
-            if is_ok(row) and row.measurement is not None:
-                yield point, median_step_s(row.measurement)
+            if is_ok(row):
+                yield point, history.step_s(row)
 
 
 class StepModel:

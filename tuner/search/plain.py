@@ -5,7 +5,6 @@ It knows no Optuna: `public_sampler` reads the study and hands over what is here
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -214,8 +213,10 @@ def fitting(study: PlainStudy, trials: Sequence[Told], values: Mapping[Knob, Any
     """Micro-batch sizes that may be run with the flags of `values`: by the memory model where trials tell their memory,
     else those below the smallest that was seen not to fit with the same flags."""
     flags: dict[Knob, Any] = {knob: value for knob, value in values.items() if knob is not Knob.MICRO_BATCH_SIZE}
-    variant = point_of(with_knobs(study.baseline, flags)).variant
+    point = point_of(with_knobs(study.baseline, flags))
     view, sizes = View(study.spec, study.rows(trials)), study.legal.get(Knob.MICRO_BATCH_SIZE, ())
-    limit = view.history.overruns.get(variant, math.inf)
+    limit, needed = view.history.limit(point), view.history.needed(point)
     told = any(trial.memory_share is not None for trial in trials)
-    return tuple(size for size in sizes if size < limit and (not told or view.memory.fits(variant, size)))
+    return tuple(
+        size for size in sizes if size < limit and (not told or view.memory.fits(*needed._replace(micro=size)))
+    )

@@ -13,7 +13,7 @@ from tuner.contract.config import CompileMode, Precision
 from tuner.contract.probe import ProbeKind, ProbeRequest, ProbeRow, Stage
 from tuner.contract.space import Knob, with_knobs
 from tuner.contract.study import SamplerName, StudySpec
-from tuner.search.confirm import confirm
+from tuner.search.confirm import confirm, doubt
 from tuner.search.fallback import handed_over
 from tuner.search.gate import contest, soak, standing
 from tuner.search.levers import lever_stage
@@ -74,11 +74,11 @@ def _search(s: Situation) -> ProbeRequest | Ask | None:
         if s.budget.spent_up:
             return None
         return equivalence(s) or noise(s) or Ask(f"sampler {s.view.spec.sampler.value} proposes")
-    for stage in (*STAGES, verify, polish):
+    for stage in (*STAGES, verify, doubt, polish):
         request = stage(s)
         if request is not None and (s.view.spec.probes_alone or request.kind is ProbeKind.END_TO_END):
             return request
-    if (request := confirm(s)) is not None:  # first, as only repeats tell the model's misfit from noise
+    if (request := confirm(s)) is not None:
         return request
     return Ask(reason) if (reason := handed_over(s)) else None
 
@@ -130,10 +130,10 @@ def forbidden(spec: StudySpec, rows: Sequence[ProbeRow], request: ProbeRequest) 
     """Why a sampler's proposal must not be run: its size was seen not to fit. None = it may."""
     view = View(spec, rows)
     point = point_of(request.points[0])
-    limit = view.history.overruns.get(point.variant)
-    if limit is None or point.micro < limit:
+    limit = view.history.limit(point)
+    if point.micro < limit:
         return None
-    return f"micro-batch size {limit} did not fit before, so {point.micro} is not tried"
+    return f"micro-batch size {limit:.0f} did not fit before, so {point.micro} is not tried"
 
 
 def _typed(knob: Knob, value: Any) -> Any:

@@ -23,6 +23,8 @@ from tuner.search.situation import Situation
 
 VERIFIED = 3
 """Configurations of the grid probed end to end because the model says so."""
+LEAST_VERIFIED = 2
+"""So many at least: with the baseline's they tell how far the model is off."""
 POLISHED = 12
 """Probes of the polish while the model can be trusted."""
 NEAR = 4
@@ -32,13 +34,13 @@ WORTHWHILE = 1.01
 
 
 def verify(s: Situation) -> ProbeRequest | None:
-    """The best predicted configurations, not all alike; at least one, since it also teaches the model's correction."""
+    """The best predicted configurations, not all alike; some in any case, as they teach the model's correction."""
     done = _asked(s, Stage.VERIFY)
     if len(done) >= VERIFIED:
         return None
     for point in _by_prediction(s):
         if not _too_alike(point, done):
-            if done and not _promising(s, point):
+            if len(done) >= LEAST_VERIFIED and not _promising(s, point):
                 return None
             return s.end_to_end(Stage.VERIFY, point)
     return None
@@ -94,7 +96,7 @@ def polish(s: Situation) -> ProbeRequest | None:
 
 
 def _open(s: Situation, point: Point) -> bool:
-    return s.view.memory.fits(point.variant, point.micro) and not s.history.settled(ProbeKind.END_TO_END, point)
+    return s.fits(point) and not s.history.settled(ProbeKind.END_TO_END, point)
 
 
 def around(s: Situation, point: Point) -> Iterator[Point]:

@@ -10,6 +10,9 @@ from tuner.contract.probe import ProbeKind, ProbeLimits, ProbeRequest, Stage
 from tuner.contract.study import StudySpec
 from tuner.search.history import History
 
+REFERRED = frozenset({ProbeKind.END_TO_END, ProbeKind.COMPUTE})
+"""Kinds whose speed is compared: without a GPU the host's reference work is done between their steps."""
+
 SOAK_PATIENCE = 3
 """A soak's phases (evaluation, sampling, checkpoint write) may be silent this much longer."""
 
@@ -58,7 +61,7 @@ def make_request(
         pair=pair,
         soak=stage is Stage.SOAK,
         samples=samples,
-        reference=stage in (Stage.GATE, Stage.SOAK),
+        reference=kind in REFERRED,
     )
 
 

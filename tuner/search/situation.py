@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -10,7 +9,7 @@ from functools import cached_property
 from tuner.contract.probe import ProbeKind, ProbeRequest, Stage
 from tuner.search.budget import Budget
 from tuner.search.forecast import Forecast
-from tuner.search.history import History, is_ok, rate_of
+from tuner.search.history import History, is_ok
 from tuner.search.points import Loader, Point, config_of
 from tuner.search.requests import make_request
 from tuner.search.view import View
@@ -59,7 +58,7 @@ class Situation:
         found: dict[Loader, float] = {}
         for point, rows in self.history.of_kind(ProbeKind.END_TO_END).items():
             if point._replace(loader=anchor.loader) == anchor and rows[0].stage in (Stage.LOADER, Stage.BASELINE):
-                found.update((point.loader, 1 / rate_of(row)) for row in rows if is_ok(row))
+                found.update((point.loader, 1 / self.history.rate(row)) for row in rows if is_ok(row))
         if not found:
             return self.forecast.reference.loader
         least = min(found.values())
@@ -86,10 +85,14 @@ class Situation:
     def _whole(self, kind: ProbeKind, stage: Stage, points: Sequence[Point]) -> ProbeRequest | None:
         """The first of `points` that is still open, end to end; never a size that was seen not to fit."""
         for point in (self._as_asked(kind, point)[1] for point in points):
-            too_large = point.micro >= self.history.overruns.get(point.variant, math.inf)
+            too_large = point.micro >= self.history.limit(point)
             if not too_large and not self.history.settled(ProbeKind.END_TO_END, point):
                 return self.end_to_end(stage, point)
         return None
+
+    def fits(self, point: Point) -> bool:
+        """By the memory model, end to end with its loader."""
+        return self.view.memory.fits(*self.history.needed(point))
 
     def end_to_end(self, stage: Stage, point: Point) -> ProbeRequest | None:
         """An end-to-end probe of `point`, if the budget allows it."""

@@ -91,7 +91,7 @@ def with_foresight(spec: StudySpec, rows: Sequence[ProbeRow], request: ProbeRequ
 
     def told(point: PointReply) -> PointReply:
         asked = point_of(request.points[point.index])
-        share = view.memory.expected(asked.variant, asked.micro) if point.outcome.is_oom else None
+        share = view.memory.expected(*view.history.needed(asked)) if point.outcome.is_oom else None
         if share is None:
             return point
         return point.model_copy(update={"values": {**point.values, PREDICTED_USED: share}})

@@ -15,7 +15,7 @@ from tuner.contract.space import Knob
 from tuner.contract.study import StudySpec
 from tuner.search import goodput
 from tuner.search.history import History, growth_of, is_ok, is_settled
-from tuner.search.memory import DEVICE, HOST, Foresight, MemoryModel
+from tuner.search.memory import DEVICE, HOST, Foresight, MemoryModel, Size
 from tuner.search.model import LoaderModel, StepModel
 from tuner.search.points import (
     Loader,
@@ -159,23 +159,27 @@ class View:
         rows = self.history.ok(ProbeKind.END_TO_END, reference)
         share = max(self.spec.memory_used(row.measurement.memory) for row in rows if row.measurement is not None)
         sizes = self.micro_values(self.samples)
-        limit = self.history.overruns.get(self.base, sizes[-1] + 1)
-        growths = {self.base: {reference.micro: [growth_of(row) for row in rows]}}
-        traced = MemoryModel({}, {}, self._foresight(growths))
+        limit = self.history.limit(reference)
+        needed = self.history.needed(reference)
+        traced = MemoryModel({}, (), self._foresight({needed: [growth_of(row) for row in rows]}))
         sure = [
             m
             for m in sizes
             if m < limit
-            and (m <= reference.micro or share * m / reference.micro <= SURELY or traced.fits(self.base, m))
+            and (
+                m <= reference.micro or share * m / reference.micro <= SURELY or traced.fits(*needed._replace(micro=m))
+            )
         ]
         return with_batch(reference, max(sure, default=sizes[0]), self.samples)
 
     @cached_property
     def memory(self) -> MemoryModel:
         history = self.history
-        return MemoryModel(history.shares, history.overruns, self._foresight(history.growths))
+        enforced = self.spec.device.kind == "cuda" or self.spec.memory_cap_bytes is not None
+        foresight = self._foresight(history.growths)
+        return MemoryModel(history.shares, history.overrun_sizes, foresight, enforced=enforced)
 
-    def _foresight(self, growths: Mapping[Variant, Mapping[int, Sequence[float]]]) -> Foresight | None:
+    def _foresight(self, growths: Mapping[Size, Sequence[float]]) -> Foresight | None:
         """What traces say beside the growth measured; None where nothing was traced."""
         traces, spread = self.history.traces, DEVICE if self.spec.device.kind == "cuda" else HOST
         return Foresight(traces, growths, self.history.share_of_growth, spread) if traces.peaks else None

@@ -55,8 +55,8 @@ def _steps(history: History) -> dict[Point, Step]:
     for point, rows in history.of_kind(ProbeKind.END_TO_END).items():
         good = [row for row in rows if is_ok(row)]
         if good:
-            waits = [wait for row in good if (wait := _waited(row)) is not None]
-            wholes = [statistics.median(row.measurement.steady_step_s) for row in good if row.measurement is not None]
+            waits = [wait * history.host_factor(row) for row in good if (wait := _waited(row)) is not None]
+            wholes = [history.step_s(row) for row in good]
             found[point] = Step(statistics.fmean(wholes), statistics.fmean(waits) if waits else None)
     return found
 
