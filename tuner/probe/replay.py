@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tuner.contract.config import CompileMode, RunConfig
-from tuner.contract.measurement import Measurement, Outcome
+from tuner.contract.measurement import Measurement, MemoryPeak, Outcome
 from tuner.contract.probe import Listener, PointReply, ProbeKind, ProbeReply, ProbeRequest, ProbeRow
 from tuner.contract.space import Knob, knob_value
 from tuner.contract.study import StudySpec
@@ -116,18 +116,33 @@ class Grid:
         return math.log(_mean_step(row)) - self._host.get(id(row), self._slow.get(id(row), (0.0, 0.0))[0])
 
     def rate(self, config: RunConfig, repeats: Sequence[int]) -> float | None:
-        """Mean samples/s over `repeats` (geometric); None where any of them failed or passed the memory budget."""
+        """Mean samples/s over `repeats` (geometric); None where any failed, or where `config` does not fit."""
         rows = self.rows(ProbeKind.END_TO_END, config, repeats)
-        if not rows or not all(_ran(row) and self._inside(row) for row in rows):
+        if not rows or not all(_ran(row) for row in rows) or not self.fits(config):
             return None
         return config.effective_batch_size / math.exp(float(np.mean([self.log_step(row) for row in rows])))
 
-    def fits(self, config: RunConfig) -> bool:
-        """No recorded process of it failed or passed the memory budget."""
-        return self.rate(config, self.repeats) is not None
+    def own_peaks(self, kind: ProbeKind, config: RunConfig, rows: Sequence[ProbeRow]) -> list[MemoryPeak]:
+        """Peaks to answer a compute probe with on a host; empty = the row's own.
 
-    def _inside(self, row: ProbeRow) -> bool:
-        return row.measurement is not None and self.spec.memory_used(row.measurement.memory) <= 1.0
+        A host's heap keeps what earlier points of the same process made it grow to, and who replays a point asks for it
+        first. So: those recorded as the first of their process, else those end to end without workers.
+        """
+        if kind is not ProbeKind.COMPUTE or self.spec.device.kind != "cpu":
+            return []
+        alone = config.model_copy(update={"loader": config.loader.model_copy(update={"num_workers": 0})})
+        first = [row for row in rows if row.index == 0 and _ran(row)]
+        found = first or [row for row in self.rows(ProbeKind.END_TO_END, alone, self.repeats) if _ran(row)]
+        return [row.measurement.memory for row in found if row.measurement is not None]
+
+    def fits(self, config: RunConfig) -> bool:
+        """No recorded process of it failed, and they typically stay inside the memory budget: its margin below the cap
+        is there for what single processes differ by."""
+        rows = self.rows(ProbeKind.END_TO_END, config, self.repeats)
+        return bool(rows) and all(_ran(row) for row in rows) and self._typical_share(rows) <= 1.0
+
+    def _typical_share(self, rows: Sequence[ProbeRow]) -> float:
+        return float(np.median([self.spec.memory_used(row.measurement.memory) for row in rows if row.measurement]))
 
     def compile_s(self, config: RunConfig, *, cached: bool = False) -> float:
         """Seconds of the first compile, with a cold cache, or of one served from the cache; 0 for eager."""
@@ -297,7 +312,11 @@ class ReplayRunner:
             return PointReply(
                 index=index, outcome=row.outcome, message=row.message, values=row.values, seconds=row.seconds
             )
-        measurement, compiled_s = self._compiling(config, self._moved(kind, row, rows, rng))
+        peaks = self.grid.own_peaks(kind, config, rows)
+        moved = self._moved(kind, row, rows, rng)
+        if peaks:
+            moved = moved.model_copy(update={"memory": peaks[int(rng.integers(len(peaks)))]})
+        measurement, compiled_s = self._compiling(config, moved)
         return PointReply(
             index=index,
             outcome=row.outcome,

@@ -24,7 +24,7 @@ PEAK_SPREAD = {"cpu": 0.01, "cuda": 0.005}
 repeats itself."""
 PEAK_WEIGHT = 4.0
 """How many repeats that guess is worth."""
-PEAK_ROOM = 2.0
+PEAK_ROOM = 1.0
 """So many of them below the memory budget candidates end: the ship gate would throw out what is closer."""
 LEAST_NOISE = 0.01
 """Gains below this are never told from noise by single probes."""
@@ -65,7 +65,7 @@ class Forecast:
         found = {}
         for point, rows in self._view.history.of_kind(ProbeKind.END_TO_END).items():
             good = [row for row in rows if is_ok(row)]
-            if good and all(self._view.history.fits(row) for row in good):
+            if good and self._view.history.typical_share(good) <= 1.0:
                 found[point] = good
         return found
 
@@ -273,10 +273,7 @@ class Forecast:
     @cached_property
     def roomy(self) -> tuple[Point, ...]:
         """The reference, and what was measured whose peak leaves room for what those of fresh processes differ by."""
-        used = {
-            p: max(self._spec.memory_used(r.measurement.memory) for r in rows if r.measurement)
-            for p, rows in self.rows.items()
-        }
+        used = {point: self._view.history.typical_share(rows) for point, rows in self.rows.items()}
         most = math.exp(-PEAK_ROOM * self.peak_spread)
         return tuple(point for point in self.rows if point == self.reference or used[point] <= most)
 

@@ -31,6 +31,8 @@ NEAR_BEST = 0.95
 BASELINE_ROUNDS = 3
 """Fresh processes of the reference alone when nothing measured can beat it: its own promise needs them."""
 BETWEEN_LOOKS = 2
+ENOUGH_PEAKS = 3
+"""Processes of the gate from which its typical peak is judged."""
 ALIKE = 0.99
 """Share of the largest gain from which two finalists count as equally fast."""
 MODEL_CHANGE = 100
@@ -227,7 +229,7 @@ def _round(s: Situation, state: Standing, number: int) -> dict[int, Measured] | 
         good = [row for row in rows if is_ok(row)]
         if good and (figures := _figures(s, good[-1])) is not None:
             measured[side] = Measured(good[-1], figures)
-        if side and (why := _why_out(s, rows)):
+        if side and (why := _why_out(s, rows, config)):
             state.out[side] = why
     return measured
 
@@ -252,13 +254,14 @@ def order_of(spec: StudySpec, active: Sequence[int], number: int) -> list[int]:
     return order if lot % 2 else order[::-1]
 
 
-def _why_out(s: Situation, rows: Sequence[ProbeRow]) -> str:
-    """A finalist that fails or does not fit in the gate is not shipped."""
+def _why_out(s: Situation, rows: Sequence[ProbeRow], config: RunConfig) -> str:
+    """A finalist that fails in the gate, or whose processes there typically pass the budget, is not shipped."""
     last = rows[-1]
-    good = [row for row in rows if is_ok(row)]
-    if not good:
+    until = last.number
+    good = [row for row in s.history.gate if row.config == config and row.number <= until and is_ok(row)]
+    if not is_ok(last):
         return f"{last.outcome.value} in the ship gate: {last.message or 'no steady step was measured'}"
-    if not all(s.history.fits(row) for row in good):
+    if s.history.typical_share(good) > 1.0 and len(good) >= ENOUGH_PEAKS:
         return "its peak memory passed the budget in the ship gate"
     return ""
 

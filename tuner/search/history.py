@@ -206,6 +206,11 @@ class History:
         """The measured peak lies within the memory budget."""
         return row.measurement is not None and self.spec.memory_used(row.measurement.memory) <= 1.0
 
+    def typical_share(self, rows: Sequence[ProbeRow]) -> float:
+        """Middle share of the memory budget of processes that ran. The margin between the budget and the hard limit is
+        there for what single processes differ by, so one above the budget does not rule a configuration out."""
+        return float(np.median([self.spec.memory_used(row.measurement.memory) for row in rows if row.measurement]))
+
     def size_of(self, kind: ProbeKind, point: Point) -> Size:
         """What its peak depends on: on a host also the loader's workers, which compute probes do without."""
         counts = self.spec.device.kind == "cpu" and kind is ProbeKind.END_TO_END
@@ -221,9 +226,12 @@ class History:
         return frozenset(
             self.size_of(kind, point)
             for (kind, point), rows in self._asked.items()
-            if kind in _MODEL_KINDS
-            and any(row.outcome.is_oom or (tells_memory(row) and not self.fits(row)) for row in rows)
+            if kind in _MODEL_KINDS and (any(row.outcome.is_oom for row in rows) or self._passes(rows))
         )
+
+    def _passes(self, rows: Sequence[ProbeRow]) -> bool:
+        told = [row for row in rows if tells_memory(row)]
+        return bool(told) and self.typical_share(told) > 1.0
 
     @cached_property
     def overruns(self) -> dict[Variant, int]:
@@ -241,12 +249,11 @@ class History:
 
     @cached_property
     def shares(self) -> dict[Size, float]:
-        """Measured share of the memory budget (the largest seen)."""
-        found: dict[Size, float] = {}
+        """Measured share of the memory budget (the middle of what was seen)."""
+        rows: dict[Size, list[ProbeRow]] = {}
         for size, row in self._told():
-            assert row.measurement is not None
-            found[size] = max(self.spec.memory_used(row.measurement.memory), found.get(size, 0.0))
-        return found
+            rows.setdefault(size, []).append(row)
+        return {size: self.typical_share(found) for size, found in rows.items()}
 
     @cached_property
     def growths(self) -> dict[Size, list[float]]:

@@ -27,7 +27,7 @@ DEVIATIONS = 3.0
 """Standard deviations of a prediction that its error bar spans."""
 MAY_FIT = 2.0
 """Standard deviations below the expected peak that must lie inside the budget for a probe to be worth it."""
-LIKELY = 1.0
+LIKELY = 0.5
 """Standard deviations above it that must lie inside an enforced limit: a probe that fails there harms nobody."""
 MIB = float(1 << 20)
 
