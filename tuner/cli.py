@@ -15,7 +15,7 @@ import typer
 
 from tuner import cli_production
 from tuner.contract.errors import TunerError
-from tuner.options import Data, Gpu, Isolation, Json, Options, Preset, Storage, Workload
+from tuner.options import Data, Gpu, Isolation, Json, Nproc, Options, Preset, Storage, Workload
 
 app = typer.Typer(
     name="tuner",
@@ -54,6 +54,7 @@ def optimize(
     ] = "time",
     effective_batch: Annotated[str, typer.Option(help="keep (the baseline's), free, or a number.")] = "keep",
     micro_batch: Annotated[int | None, typer.Option(help="Micro-batch size of the baseline.")] = None,
+    nproc: Nproc = None,
     memory_cap: Annotated[str | None, typer.Option(help="Hard memory limit of every probe: 300MiB, 4GiB.")] = None,
     tune_lr: Annotated[bool, typer.Option("--tune-lr", help="Let the lr stage replace the baseline's lr.")] = False,
     aa: Annotated[
@@ -88,6 +89,7 @@ def optimize(
             objective=objective,
             effective_batch=effective_batch,
             micro_batch=micro_batch,
+            nproc=nproc,
             memory_cap=memory_cap,
             tune_lr=tune_lr,
             out=out,

@@ -7,19 +7,21 @@ from typing import Annotated
 
 import typer
 
-from tuner.options import Data, Isolation, Json, Options, Preset, Storage
+from tuner.options import Data, Isolation, Json, Nproc, Options, Preset, Storage
 
 
 def add_to(app: typer.Typer) -> None:
     """Give `app` the commands of this page."""
     app.command(epilog=TRAIN)(train)
+    app.command(epilog=RUNS)(runs)
 
 
 TRAIN = (
     "Examples:\n\n"
     "    tuner train --config studies/latent_cfg/best.p100.yaml\n\n"
-    "    tuner train --config best.yaml --max-hours 8 --out runs/night\n\n"
-    "    tuner train --workload gpt2 --preset tiny --max-minutes 5"
+    "    tuner train --config best.yaml --max-hours 8 --out runs/night --fallback\n\n"
+    "    tuner train --workload gpt2 --preset tiny --max-minutes 5\n\n"
+    "    tuner train --config best.yaml --nproc 2"
 )
 
 
@@ -40,9 +42,38 @@ def train(
     max_samples: Annotated[
         int | None, typer.Option(min=1, help="End with a checkpoint after this many samples.")
     ] = None,
-    max_hours: Annotated[float | None, typer.Option(min=0.0, help="End with a checkpoint after this time.")] = None,
+    max_hours: Annotated[
+        float | None,
+        typer.Option(min=0.0, help="End with a checkpoint after this time, counted anew at every start."),
+    ] = None,
     max_minutes: Annotated[float | None, typer.Option(min=0.0, help="The same in minutes.")] = None,
+    background_checkpoints: Annotated[
+        bool,
+        typer.Option(
+            "--background-checkpoints",
+            help="Write checkpoints beside the training, from a copy of the state (as much memory again).",
+        ),
+    ] = False,
+    confirm: Annotated[
+        bool | None,
+        typer.Option(
+            "--confirm/--no-confirm",
+            help="Measure the file's choice, its runner-ups and the baseline on this machine first, and run the best.",
+            show_default="only if the file was measured on another device",
+        ),
+    ] = None,
+    confirm_seconds: Annotated[
+        float, typer.Option(min=0.1, help="Seconds of each of those measurements; there are two of each.")
+    ] = 5.0,
+    fallback: Annotated[
+        bool,
+        typer.Option("--fallback", help="Out of memory: go on from the checkpoint with a runner-up that needs less."),
+    ] = False,
+    nproc: Nproc = None,
     storage: Storage = None,
+    tensorboard: Annotated[
+        bool, typer.Option("--tensorboard", help="TensorBoard event files in the run folder too.")
+    ] = False,
     allow_code: Annotated[
         bool, typer.Option("--allow-code", help="Let the file name code as `module:Class`; it is imported and run.")
     ] = False,
@@ -61,9 +92,39 @@ def train(
             max_samples=max_samples,
             max_hours=max_hours,
             max_minutes=max_minutes,
+            background_checkpoints=background_checkpoints,
+            confirm=confirm,
+            confirm_s=confirm_seconds,
+            fallback=fallback,
+            nproc=nproc,
             storage=storage,
+            tensorboard=tensorboard,
             allow_code=allow_code,
             isolation=isolation,
         ),
         as_json=json,
     )
+
+
+RUNS = (
+    "Examples:\n\n"
+    "    tuner runs\n\n"
+    "    tuner runs --workload gpt2 --limit 5\n\n"
+    "    tuner runs 3f2a91 --json\n\n"
+    "A run shown as died says it is running, but its process is gone; with a checkpoint the same command goes on."
+)
+
+
+def runs(
+    run: Annotated[
+        str | None, typer.Argument(help="One run, by its id or the beginning of it; without it, all of them.")
+    ] = None,
+    workload: Annotated[str | None, typer.Option("--workload", "-w", help="Only this workload's.")] = None,
+    limit: Annotated[int, typer.Option(min=1, help="At most so many, the newest first.")] = 20,
+    storage: Storage = None,
+    json: Json = False,
+) -> None:
+    """Production runs: what was promised, what was reached, which can go on; or one with its loss curve."""
+    from tuner.commands import runs as command
+
+    command.run(run, workload, limit, storage, as_json=json)

@@ -35,4 +35,13 @@ Preset = Annotated[
     ),
 ]
 Data = Annotated[Path | None, typer.Option(help="Your own data, in the workload's format.")]
+Nproc = Annotated[
+    int | None,
+    typer.Option(
+        "--nproc",
+        min=1,
+        help="Ranks on this machine, a GPU each where there are any; the effective batch is kept.",
+        show_default="the configuration's world_size",
+    ),
+]
 Isolation = Annotated[str, typer.Option(help="forkserver (imports once) or fresh (a new interpreter per probe).")]

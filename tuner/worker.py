@@ -12,6 +12,7 @@ import argparse
 import importlib
 import os
 import random
+import signal
 import socket
 import sys
 import threading
@@ -21,7 +22,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from tuner import registry, zygote
+from tuner import ranks, registry, zygote
 from tuner.contract.base import parse_json
 from tuner.contract.errors import TunerError
 from tuner.contract.measurement import Outcome
@@ -73,11 +74,10 @@ def answer(request_fd: int, reply_fd: int) -> int:
     try:
         with os.fdopen(request_fd, "rb") as source:
             request = parse_json(ProbeRequest, source.read(), "request")
-        emit(PhaseEvent(phase="import"))
-        workload_class = registry.load(request.workload) if request.workload else None
-        *_, tasks = [importlib.import_module(name) for name in COMMON]
-        set_up(request)
-        tasks.run(request, workload_class, emit)
+        if ranks.wanted(request) > 1 and request.kind in ranks.TOGETHER:
+            ranks.lead(request, emit, run_rank, reply_fd)
+        else:
+            _work(ranks.alone(request), emit)
     except BrokenPipeError:
         return 1
     except (Exception, SystemExit) as error:
@@ -86,12 +86,56 @@ def answer(request_fd: int, reply_fd: int) -> int:
     return 0
 
 
+def _work(request: ProbeRequest, emit: Emitter) -> None:
+    emit(PhaseEvent(phase="import"))
+    workload_class = registry.load(request.workload) if request.workload else None
+    *_, tasks = [importlib.import_module(name) for name in COMMON]
+    set_up(request)
+    tasks.run(request, workload_class, emit)
+
+
+class RankEmitter(Emitter):
+    """Rank 0 tells everything to its leader, the others only why they failed. Raises RankFailed after a failure."""
+
+    def __init__(self, index: int, folder: Path) -> None:
+        super().__init__(os.open(os.devnull if index else folder / "events", os.O_WRONLY))
+        self._note = folder / f"rank-{index}.json" if index else None
+
+    def __call__(self, event: Event) -> None:
+        super().__call__(event)
+        if isinstance(event, PointReply) and event.outcome is not Outcome.OK:
+            if self._note is not None:
+                aside = self._note.with_suffix(".part")
+                aside.write_text(event.to_json(), encoding="utf-8")
+                aside.replace(self._note)
+            raise ranks.RankFailed
+
+
+def run_rank(request: ProbeRequest, index: int, folder: Path) -> int:
+    """This process's part of a request that several ranks answer together. Returns the exit code."""
+    zygote.dump_stacks()
+    if index:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # torchrun sends it when another rank is gone; the leader ends us
+    (folder / f"rank-{index}.pid").write_text(str(os.getpid()), encoding="utf-8")
+    emit = RankEmitter(index, folder)
+    try:
+        try:
+            _work(request, emit)
+        except (Exception, SystemExit) as error:
+            emit(_failure(error, first_unanswered(request, emit.answered)))
+        emit.finish()
+    except (ranks.RankFailed, BrokenPipeError):
+        return ranks.FAILED
+    (folder / f"rank-{index}.done").touch()
+    return 0
+
+
 def set_up(request: ProbeRequest) -> None:
     """Threads and seeds. A forked child has its siblings' random state, so every seed is set anew."""
     import torch
 
     point = request.points[0] if request.points else None
-    threads = (point.threads if point else 0) or cpu_count()
+    threads = (point.threads if point else 0) or max(1, cpu_count() // (point.world_size if point else 1))
     for variable in THREAD_VARIABLES:  # for what this process starts itself, e.g. compilers
         os.environ[variable] = str(threads)
     torch.set_num_threads(threads)
@@ -166,6 +210,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     reply = os.dup(words.reply_fd)
     if words.reply_fd == 1:
         os.dup2(2, 1)  # what the workload prints must not mix with the events
+    if folder := os.environ.get(ranks.FOLDER):
+        request = parse_json(ProbeRequest, Path(words.request).read_bytes(), "request")
+        return run_rank(request, int(os.environ[ranks.INDEX]), Path(folder))
     source = sys.stdin.fileno() if words.request == "-" else os.open(Path(words.request), os.O_RDONLY)
     return answer(source, reply)
 

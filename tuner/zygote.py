@@ -33,7 +33,8 @@ PACKET = 1 << 16
 CLEANUP_S = 5.0
 """Longest time spent on ending what a probe left behind."""
 RESET = (signal.SIGCHLD, signal.SIGTERM, signal.SIGUSR1)
-_PDEATHSIG, _SUBREAPER = 1, 36
+PDEATHSIG, SUBREAPER = 1, 36
+"""Options of `process_control`: a signal when the parent dies; being the parent of orphaned descendants."""
 
 Probe = Callable[[int, int], int]
 """(request descriptor, reply descriptor) -> exit code; runs in the forked child."""
@@ -52,10 +53,10 @@ class Zygote:
 
     def serve(self, preload: Callable[[], Mapping[str, Any]]) -> None:
         """Import, say `ready`, then fork a child per request."""
-        process_control(_PDEATHSIG, signal.SIGKILL)  # a tuner killed while we import must not leave us behind
-        process_control(_SUBREAPER, 1)
+        process_control(PDEATHSIG, signal.SIGKILL)  # a tuner killed while we import must not leave us behind
+        process_control(SUBREAPER, 1)
         report = preload()
-        process_control(_PDEATHSIG, 0)  # from here on the socket tells, and what was started can be ended
+        process_control(PDEATHSIG, 0)  # from here on the socket tells, and what was started can be ended
         gc.collect()
         gc.freeze()
         signal.signal(signal.SIGCHLD, lambda *_: None)
@@ -115,7 +116,7 @@ class Zygote:
         code = 1
         try:
             os.setsid()
-            process_control(_PDEATHSIG, signal.SIGKILL)
+            process_control(PDEATHSIG, signal.SIGKILL)
             if os.getppid() != parent:
                 os._exit(code)
             signal.set_wakeup_fd(-1)
@@ -189,7 +190,13 @@ def log_to(log: int) -> None:
     os.dup2(nothing, 0)
     os.dup2(log, 1)
     os.dup2(log, 2)
+    dump_stacks()
+
+
+def dump_stacks() -> None:
+    """Write the stacks of all threads to standard error on a crash, and on SIGUSR2 whatever answered it before."""
     faulthandler.enable(file=2, all_threads=True)
+    faulthandler.unregister(signal.SIGUSR2)
     faulthandler.register(signal.SIGUSR2, file=2, all_threads=True)
 
 

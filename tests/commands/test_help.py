@@ -11,6 +11,7 @@ import pytest
 COMMANDS = (
     "optimize",
     "train",
+    "runs",
     "probe",
     "bench",
     "show",
@@ -39,7 +40,7 @@ def test_help_loads_nothing_heavy(command: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "command", ["optimize", "train", "probe", "bench", "show", "cache", "export", "report", "dashboard"]
+    "command", ["optimize", "train", "runs", "probe", "bench", "show", "cache", "export", "report", "dashboard"]
 )
 def test_help_has_an_example(command: str) -> None:
     ran = subprocess.run(

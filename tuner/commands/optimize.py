@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, NoReturn
 
 from tuner.commands import answer, setup
 from tuner.commands import console as speak
+from tuner.commands.ranks import spread
 from tuner.commands.setup import Job, JobWords
 from tuner.commands.words import choice, seconds, size_bytes
 from tuner.contract.config import CompileMode, RunConfig
@@ -49,6 +50,7 @@ class SearchWords:
     objective: str = "time"
     effective_batch: str = "keep"
     micro_batch: int | None = None
+    nproc: int | None = None
     memory_cap: str | None = None
     tune_lr: bool = False
     out: Path | None = None
@@ -168,7 +170,8 @@ def check_objective(objective: Objective, device: DeviceInfo) -> None:
 
 
 def study_name(words: JobWords, search: SearchWords, preset: str) -> str:
-    name = search.study or f"{setup.short_name(words.workload)}-{preset or 'default'}-{search.gpu}"
+    ranks = f"-x{search.nproc}" if (search.nproc or 1) > 1 else ""
+    name = search.study or f"{setup.short_name(words.workload)}-{preset or 'default'}-{search.gpu}{ranks}"
     return name if not search.aa or name.endswith(AA_SUFFIX) else name + AA_SUFFIX
 
 
@@ -200,7 +203,7 @@ def build_spec(words: JobWords, search: SearchWords, job: Job) -> StudySpec:
         dropped=dropped,
         effective_batch=effective,
         batch_coupled=job.info.batch_coupled,
-        memory_budget_bytes=memory_budget(target, device),
+        memory_budget_bytes=under_cap(memory_budget(target, device, baseline.world_size), cap, device),
         memory_cap_bytes=cap,
         objective=objective,
         sampler=choice(SamplerName, search.sampler, "--sampler"),
@@ -240,11 +243,14 @@ def fitted_baseline(baseline: RunConfig, search: SearchWords, device: DeviceInfo
     update: dict[str, object] = {
         "micro_batch_size": micro,
         "accumulation_steps": effective // micro,
+        "world_size": 1,
         "seed": search.seed,
     }
     if device.kind == "cpu":
         update["loader"] = baseline.loader.model_copy(update={"pin_memory": False})
-    return baseline.model_copy(update=update)
+    ranks = search.nproc or baseline.world_size
+    option = "--nproc" if search.nproc else "baseline.world_size:"
+    return spread(baseline.model_copy(update=update), ranks, option)
 
 
 def check_baseline(baseline: RunConfig, target: GpuProfile) -> None:
@@ -267,10 +273,19 @@ def check_levers(space: SearchSpace, baseline: RunConfig) -> None:
             )
 
 
-def memory_budget(target: GpuProfile, device: DeviceInfo) -> int:
-    """The smaller of the target's memory and what is free here, less the margin."""
-    limits = [device.free_bytes, *([target.memory_bytes] if target.memory_bytes else [])]
+def memory_budget(target: GpuProfile, device: DeviceInfo, ranks: int = 1) -> int:
+    """For one rank: the smaller of the target's memory and what is free here, less the margin. Ranks on a CPU share."""
+    free = device.free_bytes if device.kind == "cuda" else device.free_bytes // ranks
+    limits = [free, *([target.memory_bytes] if target.memory_bytes else [])]
     return int(min(limits) * MEMORY_MARGIN)
+
+
+def under_cap(budget_bytes: int, cap_bytes: int | None, device: DeviceInfo) -> int:
+    """On a GPU a hard cap bounds the budget too, as both are held against what the allocator takes. On a CPU a cap is
+    on growth above the imported process, and `StudySpec.memory_used` counts that."""
+    if cap_bytes is None or device.kind != "cuda":
+        return budget_bytes
+    return min(budget_bytes, int(cap_bytes * MEMORY_MARGIN))
 
 
 def memory_cap(search: SearchWords, target: GpuProfile, device: DeviceInfo) -> int | None:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from tuner.commands import console as speak
 from tuner.commands import profile, setup
+from tuner.commands.ranks import spread
 from tuner.commands.setup import Job, JobWords
 from tuner.commands.words import assignments, choice, seconds, size_bytes
 from tuner.contract.base import Scalar, parse
@@ -34,6 +35,8 @@ BY_HAND = (
     ProbeKind.PROFILE,
 )
 EQUIVALENT = 1e-5
+WORLD_SIZE = "world_size"
+"""May be set like a knob, though the search never changes it."""
 
 
 @dataclass(frozen=True)
@@ -98,7 +101,7 @@ def profile_folder(words: JobWords, asked: ProbeWords) -> Path | None:
 
 
 def known_knobs(knobs: dict[str, Scalar]) -> dict[str, Scalar]:
-    names = {knob.value for knob in Knob}
+    names = {WORLD_SIZE, *(knob.value for knob in Knob)}
     for name in knobs:
         if name not in names:
             raise ConfigError(f"--set: unknown knob {name!r}; known: {', '.join(sorted(names))}")
@@ -107,12 +110,18 @@ def known_knobs(knobs: dict[str, Scalar]) -> dict[str, Scalar]:
 
 def changed(baseline: RunConfig, knobs: Mapping[str, Scalar]) -> RunConfig:
     """The baseline with knobs set; the effective batch is kept unless it is set too. Raises ConfigError."""
-    values = {Knob(name): _typed(baseline, Knob(name), value) for name, value in knobs.items()}
+    ranks = knobs.get(WORLD_SIZE, baseline.world_size)
+    if not isinstance(ranks, int) or ranks < 1:
+        raise ConfigError(f"--set world_size: a number from 1 is expected (got {ranks!r})")
+    values = {Knob(name): _typed(baseline, Knob(name), knobs[name]) for name in knobs if name != WORLD_SIZE}
     micro = values.get(Knob.MICRO_BATCH_SIZE, baseline.micro_batch_size)
     if not isinstance(micro, int) or micro < 1:
         raise ConfigError(f"--set micro_batch_size: a number from 1 is expected (got {micro!r})")
+    alone = baseline.model_copy(
+        update={"world_size": 1, "accumulation_steps": baseline.accumulation_steps * baseline.world_size}
+    )
     try:
-        config = with_knobs(baseline, values)
+        config = spread(with_knobs(alone, values), ranks, "--set world_size")
     except ValueError as error:
         raise ConfigError(f"--set: {error}; set effective_batch_size too, or choose a divisor") from None
     return parse(RunConfig, config.model_dump(mode="json"), "--set")
@@ -135,7 +144,8 @@ def _typed(baseline: RunConfig, knob: Knob, value: Scalar) -> Any:
 def as_request(kind: ProbeKind, words: JobWords, job: Job, config: RunConfig, limits: ProbeLimits) -> ProbeRequest:
     points: tuple[RunConfig, ...] = (config,)
     if kind is ProbeKind.EQUIVALENCE:
-        whole = config.model_copy(update={"micro_batch_size": config.effective_batch_size, "accumulation_steps": 1})
+        whole_micro = config.effective_batch_size // config.world_size
+        whole = config.model_copy(update={"micro_batch_size": whole_micro, "accumulation_steps": 1})
         if config.accumulation_steps == 1 and config.micro_batch_size > 1:
             config = with_knobs(config, {Knob.MICRO_BATCH_SIZE: config.micro_batch_size // 2})
         points = (config, whole)

@@ -104,6 +104,7 @@ def understand(words: JobWords, runner: SubprocessRunner, study_file: Path | Non
     if description.info is None:
         raise WorkloadError(f"--workload {words.workload}: it does not describe itself")
     baseline = merged_baseline(description.info.baseline, file, options)
+    baseline = counted_in_samples(baseline, description.info)
     return Job(options, description, description.info, file, baseline, target, tier)
 
 
@@ -239,6 +240,13 @@ def merged_baseline(baseline: RunConfig, file: StudyFile, options: Mapping[str, 
     merged["options"] = dict(options)
     merged["workload"] = file.workload
     return parse(RunConfig, merged, "study.yaml: baseline").canonical()
+
+
+def counted_in_samples(baseline: RunConfig, info: WorkloadInfo) -> RunConfig:
+    """What is wanted by the epoch is forecast, and shipped, by the samples of one."""
+    if not (baseline.cadence.in_epochs and info.train_samples):
+        return baseline
+    return baseline.model_copy(update={"cadence": baseline.cadence.in_samples(info.train_samples)})
 
 
 def deep_merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:

@@ -3,18 +3,22 @@ and at the end holds the promise against what was reached."""
 
 from __future__ import annotations
 
-import shlex
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tuner.commands import console as speak
 from tuner.commands import setup
+from tuner.commands.ranks import spread_tuned
+from tuner.commands.run_state import close_status, marked
+from tuner.commands.train_confirm import Settled, settle
+from tuner.commands.train_fallback import advice, gone_on, next_leaner
 from tuner.commands.train_progress import RunProgress, introduce
 from tuner.commands.train_verdict import judge, quality, verdict
 from tuner.commands.train_words import TrainWords, check_words
 from tuner.contract.config import RunConfig
 from tuner.contract.errors import ConfigError, JobFailed, Stopped
-from tuner.contract.probe import ProbeKind, ProbeLimits, ProbeReply, ProbeRequest, Stage, TrainPlan
+from tuner.contract.probe import STOPPED_EARLY, ProbeKind, ProbeLimits, ProbeReply, ProbeRequest, Stage, TrainPlan
 from tuner.contract.production import RunStatus
 from tuner.contract.result import TrainResultJson, plain_json
 from tuner.contract.tuned import TunedConfig
@@ -23,6 +27,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from tuner.probe.runner import SubprocessRunner
+    from tuner.store.store import StudyStore
 
 
 def run(words: TrainWords, *, as_json: bool) -> None:
@@ -33,21 +38,45 @@ def run(words: TrainWords, *, as_json: bool) -> None:
     console = speak.make_console(as_json=as_json)
     given = from_file(words.config, words.allow_code) if words.config else None
     store = StudyStore.open(setup.storage_url(words.storage))
-    runner = setup.make_runner(words.isolation)
+    ranks = words.nproc or (given.config.world_size if given else 1)
+    runner = setup.make_runner("fresh" if ranks > 1 else words.isolation)  # several ranks start through torchrun
     try:
         tuned = given or baseline_of(words, runner)
         out = words.out or Path("runs") / f"{setup.short_name(tuned.config.workload)}-{tuned.config.digest()}"
         make_folder(out)
-        introduce(tuned, goal(tuned.config, words), out, console)
-        study = tuned.provenance.study if tuned.provenance else None
-        recorded = store.add_run(tuned.config, str(out), study=study, promise=tuned.promise)
-        with RunProgress(console, goal(tuned.config, words)) as progress:
-            reply = runner.run(as_request(tuned.config, words, out), progress.listen)
-        result = judge(tuned, reply, recorded.id, out)
-        store.finish_run(recorded.id, status(reply), reply.train_result)
+        tuned, said = spread_tuned(tuned, words.nproc)
+        if said:
+            console.print(said)
+        settled = gone_on(settle(tuned, words, out, runner, console), out, console)
+        began = time.monotonic()
+        while True:
+            reply, result = attempt(settled, words.after(time.monotonic() - began), out, store, runner, console)
+            leaner = next_leaner(settled, reply.points[0], out, console) if words.fallback else None
+            if leaner is None:
+                break
+            settled = leaner
     finally:
         runner.close()
-    finish(reply, result, tuned, words, console, as_json=as_json)
+    finish(reply, result, settled, words, out, console, as_json=as_json)
+
+
+def attempt(
+    settled: Settled, words: TrainWords, out: Path, store: StudyStore, runner: SubprocessRunner, console: Console
+) -> tuple[ProbeReply, TrainResultJson | None]:
+    """One configuration's part of the run, from the folder's newest checkpoint on, noted in the store."""
+    tuned = settled.tuned
+    introduce(tuned, goal(tuned.config, words), out, console)
+    study = tuned.provenance.study if tuned.provenance else None
+    recorded = store.add_run(tuned.config, str(out.resolve()), study=study, promise=tuned.promise)
+    request = introduced(as_request(tuned.config, words, out), settled, recorded.id, words.again(out))
+    with marked(out, recorded.id):
+        with RunProgress(console, goal(tuned.config, words)) as progress:
+            reply = runner.run(request, progress.listen)
+        close_status(out, recorded.id, reply)
+        result = judge(tuned, reply, recorded.id, out)
+        store.finish_run(recorded.id, status(reply), reply.train_result)
+    led_here = {"confirmed": settled.confirmed, "fallbacks": settled.fallbacks}
+    return reply, result.model_copy(update=led_here) if result is not None else None
 
 
 def from_file(path: Path, allow_code: bool) -> TunedConfig:
@@ -87,6 +116,8 @@ def as_request(config: RunConfig, words: TrainWords, out: Path) -> ProbeRequest:
         out_dir=str(out.resolve()),
         max_samples=words.max_samples,
         max_seconds=words.max_seconds,
+        background_checkpoints=words.background_checkpoints,
+        tensorboard=words.tensorboard,
     )
     return ProbeRequest(
         id=f"train-{config.digest()}",
@@ -101,17 +132,25 @@ def as_request(config: RunConfig, words: TrainWords, out: Path) -> ProbeRequest:
     )
 
 
+def introduced(request: ProbeRequest, settled: Settled, run_id: str, command: str) -> ProbeRequest:
+    """The request with what the run's folder is to say of it."""
+    assert request.train is not None
+    told = {"promise": settled.tuned.promise, "expected": settled.expected, "run_id": run_id, "command": command}
+    return request.model_copy(update={"train": request.train.model_copy(update=told)})
+
+
 def status(reply: ProbeReply) -> RunStatus:
     if reply.train_result is None:
-        return RunStatus.FAILED
+        return RunStatus.STOPPED if reply.points[0].message == STOPPED_EARLY else RunStatus.FAILED
     return RunStatus.FINISHED if reply.train_result.finished else RunStatus.STOPPED
 
 
 def finish(
     reply: ProbeReply,
     result: TrainResultJson | None,
-    tuned: TunedConfig,
+    settled: Settled,
     words: TrainWords,
+    out: Path,
     console: Console,
     *,
     as_json: bool,
@@ -119,11 +158,13 @@ def finish(
     """Say how it ended, in words, JSON, and exit code."""
     if result is None:
         point = reply.points[0]
-        detail = f"\n{point.detail.rstrip()}" if point.detail else ""
-        raise JobFailed(f"training ended with {point.outcome.value}: {point.message}{detail}")
+        if point.message == STOPPED_EARLY:
+            raise Stopped("stopped before the training had begun; go on with the same command")
+        further = advice(settled, point, words, out) + (f"\n{point.detail.rstrip()}" if point.detail else "")
+        raise JobFailed(f"training ended with {point.outcome.value}: {point.message}{further}")
     if as_json:
         speak.emit_json(plain_json(result))
-    for line in (*verdict(result, tuned.promise), *quality(result, tuned.config)):
+    for line in (*verdict(result, settled.tuned.promise), *quality(result, settled.tuned.config)):
         console.print(line)
     if not result.finished:
-        raise Stopped(f"{result.reason}; go on with: tuner train {words.source} --out {shlex.quote(result.out_dir)}")
+        raise Stopped(f"{result.reason}; go on with: {words.again(Path(result.out_dir))}")

@@ -30,7 +30,8 @@ def introduce(tuned: TunedConfig, until: int, out: Path, console: Console) -> No
             f"promised {speak.rate(promise.samples_per_s, ' samples/s')}, peak {speak.mib(promise.peak_bytes)}, "
             f"{speak.clock(until / promise.samples_per_s.value)} of steps"
         )
-    if tuned.provenance is not None and tuned.provenance.transfer == "unverified":
+    confirmed = tuned.promise is not None and tuned.promise.confirmed_on is not None
+    if tuned.provenance is not None and tuned.provenance.transfer == "unverified" and not confirmed:
         console.print(
             f"chosen for {tuned.provenance.target} but measured on {tuned.provenance.measured_on}: "
             "the promise holds for that machine only",

@@ -47,6 +47,8 @@ def judge(tuned: TunedConfig, reply: ProbeReply, run_id: str, out: Path) -> Trai
         metrics=result.metrics,
         trivial=result.trivial,
         best=result.best,
+        skipped_steps=result.skipped_steps,
+        not_finite_steps=result.not_finite_steps,
     )
 
 
@@ -78,6 +80,8 @@ def verdict(result: TrainResultJson, promise: Promise | None) -> list[str]:
             f"  steps     {1000 * result.step_s:.3g} ms each, {result.steps_per_epoch:,.0f} an epoch, "
             f"{result.epochs_per_min:.3g} epochs a minute"
         )
+    lines += _not_finite(result)
+    lines += [f"  fell back {step.ended.label} -> {step.chosen.label}: {step.why}" for step in result.fallbacks]
     if promise is None or result.deviation is None:
         return lines
     lines.append(f"  promised  {speak.rate(promise.samples_per_s, ' samples/s')}, peak {speak.mib(promise.peak_bytes)}")
@@ -94,14 +98,25 @@ def verdict(result: TrainResultJson, promise: Promise | None) -> list[str]:
     return lines
 
 
+def _not_finite(result: TrainResultJson) -> list[str]:
+    """Steps that were not what they should be; none says nothing."""
+    lines = []
+    if result.skipped_steps:
+        lines.append(f"  skipped   {result.skipped_steps:,} updates, as their gradient was not finite (fp16)")
+    elif result.not_finite_steps:
+        lines.append(f"  not finite: the loss of {result.not_finite_steps:,} steps")
+    return lines
+
+
 def quality(result: TrainResultJson, config: RunConfig) -> list[str]:
     """The metrics beside what they would be without learning, and the best evaluation of the run."""
     lines = [f"  quality   {_against(name, value, result)}" for name, value in result.metrics.items()]
     if config.quality is not None and result.best:
         samples = round(result.best.get("samples", 0))
         value = result.best.get("value", math.nan)
+        raw = "raw_" if config.judges_raw else ""
         lines.append(
-            f"  best      {config.quality.metric} {value:.4g} at {samples:,} samples, kept in checkpoints/best"
+            f"  best      {raw}{config.quality.metric} {value:.4g} at {samples:,} samples, kept in checkpoints/best"
         )
     return lines
 

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import shlex
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from importlib.util import find_spec
 from pathlib import Path
 
 from tuner.commands.setup import JobWords
 from tuner.contract.errors import ConfigError
+
+LEAST_S = 1e-3
+"""A budget that is spent still ends at a step border, with a checkpoint."""
 
 
 @dataclass(frozen=True)
@@ -20,7 +24,15 @@ class TrainWords:
     max_samples: int | None = None
     max_hours: float | None = None
     max_minutes: float | None = None
+    background_checkpoints: bool = False
+    confirm: bool | None = None
+    """None = only where the file was measured on another device."""
+    confirm_s: float = 5.0
+    fallback: bool = False
+    nproc: int | None = None
+    """Ranks; None = as many as the configuration names."""
     storage: str | None = None
+    tensorboard: bool = False
     allow_code: bool = False
     isolation: str = "forkserver"
 
@@ -29,6 +41,12 @@ class TrainWords:
         if self.max_hours and self.max_minutes:
             raise ConfigError("--max-hours and --max-minutes: give one of them")
         return (self.max_hours or 0.0) * 3600 + (self.max_minutes or 0.0) * 60 or None
+
+    def after(self, spent_s: float) -> TrainWords:
+        """What is left of the time that was asked for."""
+        if self.max_seconds is None:
+            return self
+        return replace(self, max_hours=None, max_minutes=max(LEAST_S, self.max_seconds - spent_s) / 60)
 
     @property
     def source(self) -> str:
@@ -40,6 +58,14 @@ class TrainWords:
         words += ["--data", str(self.job.data)] if self.job.data else []
         words += [word for option in self.job.options for word in ("-o", option)]
         return shlex.join(words)
+
+    def again(self, out: Path) -> str:
+        """The command that goes on with the run in `out`."""
+        flags = (" --tensorboard" if self.tensorboard else "") + (" --allow-code" if self.allow_code else "")
+        flags += {None: "", True: " --confirm", False: " --no-confirm"}[self.confirm]
+        flags += " --fallback" if self.fallback else ""
+        flags += f" --nproc {self.nproc}" if self.nproc else ""
+        return f"tuner train {self.source} --out {shlex.quote(str(out))}{flags}"
 
 
 def job_words(
@@ -59,3 +85,7 @@ def check_words(words: TrainWords) -> None:
     if (words.config is None) == (words.job is None):
         raise ConfigError("train: name the job by --config FILE, or by --workload NAME (its baseline); one of the two")
     _ = words.max_seconds
+    if words.fallback and words.config is None:
+        raise ConfigError("--fallback: it goes on with the runner-ups of a tuned file; name one with --config")
+    if words.tensorboard and find_spec("tensorboard") is None:
+        raise ConfigError("--tensorboard: the package tensorboard is not installed; pip install tensorboard")

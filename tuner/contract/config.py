@@ -9,7 +9,7 @@ from __future__ import annotations
 from enum import StrEnum
 from typing import Self
 
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 
 from tuner.contract.base import Frozen, Scalar
 
@@ -89,12 +89,45 @@ class EmaConfig(Frozen):
 
 
 class Cadence(Frozen):
-    """How often production does what, in samples; 0 = never."""
+    """How often production does what, in samples; 0 = never. Some of it may be said in epochs instead."""
 
     log_samples: int = Field(default=0, ge=0)
     evaluate_samples: int = Field(default=0, ge=0)
     sample_samples: int = Field(default=0, ge=0)
     checkpoint_samples: int = Field(default=0, ge=0)
+    evaluate_epochs: float = Field(default=0.0, ge=0, le=1e9)
+    """0.5 = twice in every pass over the training split; with this, evaluate_samples stays 0."""
+    sample_epochs: float = Field(default=0.0, ge=0, le=1e9)
+    checkpoint_epochs: float = Field(default=0.0, ge=0, le=1e9)
+
+    @model_validator(mode="after")
+    def _one_unit(self) -> Self:
+        for duty in ("evaluate", "sample", "checkpoint"):
+            samples, epochs = getattr(self, f"{duty}_samples"), getattr(self, f"{duty}_epochs")
+            if samples and epochs:
+                raise ValueError(
+                    f"{duty}_samples ({samples}) and {duty}_epochs ({epochs:g}) are both given; "
+                    "set one of them, and the other to 0"
+                )
+        return self
+
+    @property
+    def in_epochs(self) -> bool:
+        """Must the size of the training split be known to act on this?"""
+        return bool(self.evaluate_epochs or self.sample_epochs or self.checkpoint_epochs)
+
+    def in_samples(self, epoch_samples: int) -> Cadence:
+        """The same with every duty counted in samples, for a training split of `epoch_samples`."""
+        return Cadence(
+            log_samples=self.log_samples,
+            evaluate_samples=self.evaluate_samples or _samples(self.evaluate_epochs, epoch_samples),
+            sample_samples=self.sample_samples or _samples(self.sample_epochs, epoch_samples),
+            checkpoint_samples=self.checkpoint_samples or _samples(self.checkpoint_epochs, epoch_samples),
+        )
+
+
+def _samples(epochs: float, epoch_samples: int) -> int:
+    return max(1, round(epochs * epoch_samples)) if epochs else 0
 
 
 class LossBands(Frozen):
@@ -104,6 +137,13 @@ class LossBands(Frozen):
     normal_high: float
     warn_low: float
     warn_high: float
+
+
+class QualityWeights(StrEnum):
+    """Which weights are judged where a run averages them."""
+
+    EMA = "ema"
+    RAW = "raw"
 
 
 class QualityConfig(Frozen):
@@ -116,6 +156,8 @@ class QualityConfig(Frozen):
     """End the run after this many evaluations in a row without a better one; 0 = never."""
     min_delta: float = Field(default=0.0, ge=0)
     """By how much a value must be better to count."""
+    weights: QualityWeights = QualityWeights.EMA
+    """`raw`: the weights as trained decide, not their average (which is evaluated too). Without `ema` both are one."""
 
 
 class RunConfig(Frozen):
@@ -149,6 +191,11 @@ class RunConfig(Frozen):
         return self.micro_batch_size * self.accumulation_steps * self.world_size
 
     @property
+    def judges_raw(self) -> bool:
+        """Do the weights as trained decide, where there is an average of them too?"""
+        return self.ema is not None and self.quality is not None and self.quality.weights is QualityWeights.RAW
+
+    @property
     def batch_label(self) -> str:
         """`8x2`: micro-batch x accumulation, as the guides write it."""
         return f"{self.micro_batch_size}x{self.accumulation_steps}"
@@ -165,6 +212,7 @@ class RunConfig(Frozen):
             "checkpointing": self.gradient_checkpointing,
         }
         extras = [name for name, on in flags.items() if on]
+        extras += [f"{self.world_size} ranks"] if self.world_size > 1 else []
         return " ".join([self.batch_label, self.precision.value, self.compile.value, workers, *extras])
 
     def canonical(self) -> Self:

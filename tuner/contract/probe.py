@@ -13,7 +13,8 @@ from pydantic import Field, TypeAdapter
 from tuner.contract.base import Frozen, Scalar
 from tuner.contract.config import RunConfig
 from tuner.contract.gpu import DeviceInfo
-from tuner.contract.measurement import Environment, Measurement, Outcome
+from tuner.contract.measurement import Environment, Interval, Measurement, Outcome
+from tuner.contract.tuned import Promise
 from tuner.contract.workload import Trivial, WorkloadInfo
 
 
@@ -69,8 +70,12 @@ class Stage(StrEnum):
     PRODUCTION = "production"
 
 
+STOPPED_EARLY = "stopped on request before it had a result"
+"""The message of a point whose process was told to end before it could save anything: the same command begins again."""
 PREDICTED_USED = "predicted_memory_used"
 """Among the values of a point that ran out of memory: the share of the memory budget foretold for it."""
+SAMPLES_REACHED = "samples"
+"""Among the values of a production run that failed: where it had come to."""
 
 
 class ProbeLimits(Frozen):
@@ -80,8 +85,20 @@ class ProbeLimits(Frozen):
     half_width: float = Field(default=0.01, gt=0)
     deadline_s: float = Field(default=300.0, gt=0)
     """Longest silence within one phase after which the process group is ended (a compile phase gets ten times it)."""
+    peer_s: float = Field(default=30.0, gt=0)
+    """With several ranks: one that is stopped (SIGSTOP) for so long is given up, and the others with it."""
     memory_bytes: int | None = Field(default=None, ge=1)
     """Hard cap. CUDA: allocator limit. CPU: growth of the data segment above the imported process."""
+
+
+class Expected(Frozen):
+    """What a run may expect of itself on this very machine: the live watch warns when it is not so."""
+
+    samples_per_s: Interval
+    peak_bytes: int
+    peak_high_bytes: int
+    reference_s: tuple[float, ...] = ()
+    """The host's reference work when the promise was made: tells a slower host from a slower run."""
 
 
 class TrainPlan(Frozen):
@@ -93,8 +110,24 @@ class TrainPlan(Frozen):
     max_seconds: float | None = Field(default=None, gt=0)
     keep: int = Field(default=2, ge=1)
     """Checkpoints kept."""
+    background_checkpoints: bool = False
+    """Write them beside the training: the loop waits for a copy of the state alone (as much memory again)."""
     reference_every_s: float = Field(default=2.0, gt=0)
     """Seconds between two measurements of the host's own drift (CPU only); up to five times as long in a long run."""
+    expected: Expected | None = None
+    """None = nothing is known about this machine."""
+    watch_every_s: float = Field(default=10.0, gt=0)
+    """Length of one window of the live watch."""
+    stall_s: float = Field(default=30.0, gt=0)
+    """So long without a batch is a stalled loader, and is said."""
+    promise: Promise | None = None
+    """What the configuration promises: written into the folder, and held against reality while the run goes on."""
+    run_id: str = ""
+    """The store's name for this invocation."""
+    command: str = ""
+    """What a person types to go on with this run."""
+    tensorboard: bool = False
+    """Write TensorBoard event files too."""
 
 
 class ProbeRequest(Frozen):
@@ -205,6 +238,10 @@ class TrainResult(Frozen):
     """Metric -> what it would be without learning."""
     best: dict[str, float] = Field(default_factory=dict)
     """Where the configuration names a quality metric: its best `value`, and the `samples` it was reached at."""
+    skipped_steps: int = 0
+    """Updates the fp16 loss scaler left out, as their gradient was not finite."""
+    not_finite_steps: int = 0
+    """Steps whose loss was not finite."""
 
 
 class Finished(Frozen):

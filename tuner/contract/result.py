@@ -9,6 +9,7 @@ from typing import Any, Literal
 from pydantic import Field
 
 from tuner.contract.base import Frozen
+from tuner.contract.choice import Confirmation, FellBack
 from tuner.contract.config import RunConfig
 from tuner.contract.measurement import Interval, Outcome
 from tuner.contract.space import Dropped
@@ -103,6 +104,73 @@ class TrainResultJson(Frozen):
     """Metric -> what it would be without learning anything, and how that comes about."""
     best: dict[str, float] = Field(default_factory=dict)
     """Of the metric the configuration judges by: its best `value`, and the `samples` it was reached at."""
+    skipped_steps: int = 0
+    """Updates the fp16 loss scaler left out, as their gradient was not finite."""
+    not_finite_steps: int = 0
+    """Steps whose loss was not finite."""
+    confirmed: Confirmation | None = None
+    """The configurations measured on this machine before the run, and the choice; null = none were."""
+    fallbacks: tuple[FellBack, ...] = ()
+    """Changes of configuration in the middle of the run, as memory ran out."""
+
+
+class RunLine(Frozen):
+    """One production run in `tuner runs --json`: promise and reality."""
+
+    run: str
+    workload: str
+    label: str
+    """Its configuration in one line."""
+    study: str | None
+    status: Literal["running", "finished", "stopped", "failed", "died"]
+    """`died`: it says `running`, but its process is gone."""
+    resumable: bool
+    """Would the same command go on from a checkpoint?"""
+    reason: str
+    """Why it ended; empty while it runs, or when nobody was left to say."""
+    out_dir: str
+    started_at: str
+    finished_at: str
+    samples: int | None
+    """null = its folder was gone on with, or is not here."""
+    goal_samples: int
+    samples_per_s: float | None
+    """Reached, at steady state."""
+    samples_per_s_interval: Interval | None
+    """Only of a run that has told its result."""
+    promised_samples_per_s: Interval | None
+    host_drift: float | None
+    deviation: float | None
+    deviation_beyond_drift: float | None
+    peak_bytes: int | None
+    promised_peak_bytes: int | None
+    peak_deviation: float | None
+    loss: float | None
+    metrics: dict[str, float | None]
+    command: str
+    """What goes on with it; empty where its folder does not tell."""
+
+
+class RunsResult(Frozen):
+    """`tuner runs --json`: newest first."""
+
+    runs: tuple[RunLine, ...]
+    more: int
+    """How many older ones were left out by --limit."""
+
+
+class CurvePoint(Frozen):
+    samples: int
+    loss: float | None
+    """null = not a finite number."""
+
+
+class RunResult(RunLine):
+    """`tuner runs ID --json`."""
+
+    config: RunConfig
+    curve: tuple[CurvePoint, ...]
+    """The total loss at every log line of the run's whole course."""
 
 
 class InferenceSpeed(Frozen):

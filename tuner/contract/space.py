@@ -72,7 +72,7 @@ class SearchSpace(Frozen):
             *_illegal_precisions(self.precision, gpu, device),
             *_illegal_compiles(self.compile, gpu, device),
             *_illegal_batches(self.micro_batch_size, baseline, effective_batch),
-            *_illegal_workers(self.num_workers, device),
+            *_illegal_workers(self.num_workers, device, baseline.world_size),
         ]
         gone = {(item.knob, item.value) for item in dropped}
         update = {
@@ -161,10 +161,11 @@ def _illegal_batches(values: Sequence[int], baseline: RunConfig, effective_batch
             yield Dropped(knob=Knob.MICRO_BATCH_SIZE, value=str(value), reason=why, because="rule")
 
 
-def _illegal_workers(values: Sequence[int], device: DeviceInfo) -> Iterator[Dropped]:
+def _illegal_workers(values: Sequence[int], device: DeviceInfo, ranks: int) -> Iterator[Dropped]:
     for value in values:
-        if value > 2 * device.cpu_count:
-            why = f"more than twice this host's {device.cpu_count} cores"
+        if value * ranks > 2 * device.cpu_count:
+            each = f" ({ranks} ranks with {value} each)" if ranks > 1 else ""
+            why = f"more than twice this host's {device.cpu_count} cores{each}"
             yield Dropped(knob=Knob.NUM_WORKERS, value=str(value), reason=why, because="device")
 
 

@@ -111,6 +111,21 @@ def prediction_interval(values: Sequence[float], confidence: float = 0.95) -> In
     )
 
 
+def pooled_prediction(values: Sequence[float], groups: Sequence[Sequence[float]], confidence: float = 0.95) -> Interval:
+    """Where the next of `values` will lie, as `prediction_interval`, with a relative spread that all `groups` share
+    (`values` among them): two values of one alone would say hardly anything. Values must be positive."""
+    logs = [np.log(np.asarray(group, dtype=np.float64)) for group in groups if len(group) > 1]
+    free = sum(len(group) - 1 for group in logs)
+    centre = float(np.log(np.asarray(values, dtype=np.float64)).mean())
+    if not free:
+        return Interval(value=math.exp(centre), low=0.0, high=math.inf, confidence=confidence)
+    spread = math.sqrt(sum(float(((group - group.mean()) ** 2).sum()) for group in logs) / free)
+    reach = _student(free + 1, confidence) * spread * math.sqrt(1 + 1 / len(values))
+    return Interval(
+        value=math.exp(centre), low=math.exp(centre - reach), high=math.exp(centre + reach), confidence=confidence
+    )
+
+
 def paired_gain(candidate: Sequence[float], baseline: Sequence[float], confidence: float = 0.95) -> Interval:
     """Ratio candidate / baseline of pairs measured side by side: exp of the t-interval of the log ratios."""
     logs = np.log(np.asarray(candidate, dtype=np.float64)) - np.log(np.asarray(baseline, dtype=np.float64))

@@ -8,7 +8,21 @@ from pydantic import Field
 
 from tuner.contract.base import Frozen
 from tuner.contract.config import RunConfig
-from tuner.contract.measurement import Environment, Interval
+from tuner.contract.measurement import Environment, Interval, Outcome
+
+
+class Confirmed(Frozen):
+    """One configuration measured again on the machine that is to run it, just before the run."""
+
+    origin: Literal["winner", "runner-up", "baseline"]
+    config: RunConfig
+    outcome: Outcome
+    message: str = ""
+    samples_per_s: tuple[float, ...] = ()
+    """One figure per round, each from a fresh process."""
+    peak_bytes: int | None = None
+    reference_s: tuple[float, ...] = ()
+    """The host's reference work meanwhile."""
 
 
 class Promise(Frozen):
@@ -27,6 +41,10 @@ class Promise(Frozen):
     """After this many samples the time saved has paid for the tuning; None = never within any horizon."""
     reference_s: tuple[float, ...] = ()
     """The host's reference work while this was measured, to tell the host's drift from a broken promise."""
+    confirmed_on: str | None = None
+    """Where it was measured anew just before the run; None = it is the search's own promise."""
+    confirmed: tuple[Confirmed, ...] | None = None
+    """What was measured then."""
 
 
 class Origin(Frozen):
@@ -59,6 +77,10 @@ class TunedConfig(Frozen):
     promise: Promise | None = None
     provenance: Provenance | None = None
     runner_ups: tuple[RunConfig, ...] = ()
+    runner_up_peaks: tuple[int | None, ...] = ()
+    """Peak memory in bytes of each of them, as measured; None = not known."""
+    baseline: RunConfig | None = None
+    """What the winner was compared with; measured beside it when the choice is confirmed on another machine."""
 
 
 class Side(Frozen):

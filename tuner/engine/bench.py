@@ -74,7 +74,7 @@ class Bench:
     def answer(self, index: int, config: RunConfig, measure: Callable[[RunConfig], Answer]) -> PointReply:
         """Run `measure` under the request's memory cap; whatever it raises becomes the outcome."""
         self.phases.enter("build")
-        set_threads(config.threads)
+        set_threads(config.threads, config.world_size)
         try:
             with memory_cap(self.request.limits.memory_bytes, self.device):
                 measurement, values = measure(config)

@@ -28,6 +28,8 @@ class Course:
     """The best value of a metric so far, and how many values have come since without a better one."""
 
     quality: QualityConfig
+    name: str
+    """Of the figure, as it stands in evaluations.csv."""
     value: float = math.nan
     samples: int = 0
     waited: int = field(default=0)
@@ -46,9 +48,9 @@ class Course:
 
     def __str__(self) -> str:
         if not math.isfinite(self.value):
-            return f"{self.quality.metric} was never a finite number in {self.waited} evaluations"
+            return f"{self.name} was never a finite number in {self.waited} evaluations"
         return (
-            f"{self.quality.metric} has not been better than {self.value:.4g} (at {self.samples:,} samples) "
+            f"{self.name} has not been better than {self.value:.4g} (at {self.samples:,} samples) "
             f"in {self.waited} evaluations"
         )
 
@@ -61,12 +63,14 @@ class BestKeeper(Hook):
     ) -> None:
         assert config.quality is not None
         self._quality = config.quality
+        self._metric = judged_name(config)
+        self._raw = config.judges_raw
         self._run = _run_digest(config)
         self._scores = scores
         self._checkpointer = checkpointer
         self._save = save
         self._emit = emit
-        self._course = Course(config.quality)
+        self._course = Course(config.quality, self._metric)
         self._about: dict[str, Any] | None = None
         self._expected: set[Origin] = set()
         self.ended = ""
@@ -82,19 +86,23 @@ class BestKeeper(Hook):
         """The best checkpoint in words, for advice; empty when there is none."""
         if self._about is None:
             return ""
-        return f"checkpoints/best ({self._quality.metric} {self._about['value']:.4g} at {self._about['samples']:,})"
+        return f"checkpoints/best ({self._metric} {self._about['value']:.4g} at {self._about['samples']:,})"
 
     def on_start(self, trainer: Trainer) -> None:
         self._expected = _origins(trainer)
         if not self._expected:
             raise ConfigError(
-                f"quality.metric: {self._quality.metric!r} would never be measured: cadence.evaluate_samples and "
-                "sample_samples are 0; set one of them"
+                f"quality.metric: {self._quality.metric!r} would never be measured: "
+                + (
+                    "cadence.evaluate_samples is 0; set it"
+                    if self._raw
+                    else "cadence.evaluate_samples and sample_samples are 0; set one of them"
+                )
             )
-        about = self._checkpointer.best()
-        if about is not None and (about["run"], about["metric"]) == (self._run, self._quality.metric):
+        about = self._checkpointer.best(lambda text: self._emit(NoticeEvent(level="warning", text=text)))
+        if about is not None and (about["run"], about["metric"]) == (self._run, self._metric):
             self._about = about
-        for samples, value in self._scores.history.get(self._quality.metric, ()):
+        for samples, value in self._scores.of_the_cadence(self._metric, trainer.config.cadence):
             self._course.take(samples, value)
         self._stop_if_exhausted(trainer)
 
@@ -102,20 +110,22 @@ class BestKeeper(Hook):
         """Nothing: figures come through `see`."""
 
     def see(self, trainer: Trainer, origin: Origin, found: Mapping[str, float]) -> None:
-        metric = self._quality.metric
-        if metric not in found:
+        if self._metric not in found:
             self._miss(origin)
             return
-        if self._course.take(trainer.samples, found[metric]) and self._beats_the_kept(found[metric]):
-            self._keep(trainer, found[metric])
+        value = found[self._metric]
+        if self._course.take(trainer.samples, value) and self._beats_the_kept(value):
+            self._keep(trainer, value)
         self._stop_if_exhausted(trainer)
 
     def _miss(self, origin: Origin) -> None:
         self._expected.discard(origin)
-        if not self._expected and self._quality.metric not in self._scores.history:
-            known = ", ".join(sorted(name for name in self._scores.history if not name.startswith(RAW)))
+        if not self._expected and self._metric not in self._scores.history:
+            names = sorted(name.removeprefix(RAW) for name in self._scores.history if name.startswith(RAW) == self._raw)
+            of_raw = " of the weights as trained (quality.weights: raw)" if self._raw else ""
             raise ConfigError(
-                f"quality.metric: {self._quality.metric!r} is not among this workload's figures; known: {known}"
+                f"quality.metric: {self._quality.metric!r} is not among this workload's figures{of_raw}; "
+                f"known: {', '.join(names)}"
             )
 
     def _beats_the_kept(self, value: float) -> bool:
@@ -123,7 +133,7 @@ class BestKeeper(Hook):
         return self._about is None or is_better(value, float(self._about["value"]), higher=higher)
 
     def _keep(self, trainer: Trainer, value: float) -> None:
-        about = {"metric": self._quality.metric, "value": value, "samples": trainer.samples, "run": self._run}
+        about = {"metric": self._metric, "value": value, "samples": trainer.samples, "run": self._run}
         try:
             if self._save(trainer, about):
                 self._about = about
@@ -136,10 +146,18 @@ class BestKeeper(Hook):
             trainer.stop(self.ended)
 
 
+def judged_name(config: RunConfig) -> str:
+    """The figure that decides, as it stands in evaluations.csv: `raw_NAME` where the raw weights are judged."""
+    assert config.quality is not None
+    return (RAW if config.judges_raw else "") + config.quality.metric
+
+
 def _origins(trainer: Trainer) -> set[Origin]:
-    """Where figures will come from in this run."""
+    """Where figures will come from in this run. Generating is done with the averaged weights alone."""
     cadence = trainer.config.cadence
     found = {Origin.EVALUATE} if cadence.evaluate_samples else set()
+    if trainer.config.judges_raw:
+        return found
     generates = cadence.sample_samples or cadence.evaluate_samples
     return found | ({Origin.ASSESS} if generates and hasattr(trainer.workload, "assess") else set())
 

@@ -28,17 +28,18 @@ _PASCAL = (
 _BF16_FLAGS = {"avx512_bf16", "amx_bf16", "bf16", "avx_ne_convert"}
 
 
-def choose_device(asked: Literal["auto", "cpu", "cuda"]) -> torch.device:
-    """`auto`: the first GPU if there is one that works, the CPU otherwise. Raises Unsupported for an absent `cuda`."""
+def choose_device(asked: Literal["auto", "cpu", "cuda"], rank: int = 0) -> torch.device:
+    """`auto`: this rank's GPU where there is one that works, else the CPU. Raises Unsupported for an absent `cuda`."""
     if asked == "cpu" or (asked == "auto" and not torch.cuda.is_available()):
         return torch.device("cpu")
     if not torch.cuda.is_available():
         raise Unsupported(
             "device: cuda was asked for, but this torch build sees no GPU; use --device cpu, see tuner doctor"
         )
-    problem, advice = cuda_problem(0)
+    index = rank % torch.cuda.device_count()
+    problem, advice = cuda_problem(index)
     if problem is None:
-        return torch.device("cuda", 0)
+        return torch.device("cuda", index)
     if asked == "cuda":
         raise Unsupported(f"device: cuda: {problem}; {advice}")
     return torch.device("cpu")

@@ -17,6 +17,7 @@ import torch
 
 from tuner.contract.config import Cadence
 from tuner.contract.probe import NoticeEvent
+from tuner.engine.background import BackgroundWriter
 from tuner.engine.checkpoint import Checkpointer, CheckpointError
 from tuner.engine.hooks import Emit, Every, Hook, Phases
 from tuner.engine.journal import Journal
@@ -30,10 +31,21 @@ RAREST = 5.0
 
 
 class Keeper(Hook):
-    """Checkpoints at their cadence and at the end; never one whose loss or parameters are not finite."""
+    """Checkpoints at their cadence and at the end; never one whose loss or parameters are not finite.
+
+    In the `background` the loop waits for a copy alone; the last one, and the best one, are always waited for.
+    """
 
     def __init__(
-        self, checkpointer: Checkpointer, cadence: Cadence, journal: Journal, phases: Phases, emit: Emit, extra: Any
+        self,
+        checkpointer: Checkpointer,
+        cadence: Cadence,
+        journal: Journal,
+        phases: Phases,
+        emit: Emit,
+        extra: Mapping[str, Any],
+        *,
+        background: bool = False,
     ) -> None:
         self._checkpointer = checkpointer
         self._cadence = cadence
@@ -43,36 +55,70 @@ class Keeper(Hook):
         self._extra = extra
         self._every = Every(0)
         self._saved_at = -1
+        self._writer = BackgroundWriter(checkpointer.save) if background else None
+        self._writing = -1
+        """Samples of the checkpoint that is being written beside the training."""
 
     def on_start(self, trainer: Trainer) -> None:
         self._every = Every(self._cadence.checkpoint_samples, trainer.samples)
         self._saved_at = trainer.samples
 
     def after_step(self, trainer: Trainer, result: StepResult) -> None:  # noqa: ARG002
+        if self._writer is not None and self._writer.done:
+            self.settle()
         if self._every.due(trainer.samples):
             try:
-                self.save(trainer)
+                self._save_beside(trainer) if self._writer is not None else self.save(trainer)
             except CheckpointError as error:
-                self._emit(NoticeEvent(level="warning", text=f"{error}; the run goes on without it"))
+                self._go_on_without(error)
 
     def on_end(self, trainer: Trainer) -> None:
         self.save(trainer)
 
     def save(self, trainer: Trainer) -> None:
         """Raises CheckpointError."""
+        self.settle()
         if trainer.samples == self._saved_at or not self._sound(trainer):
             return
         with self._phases.during("checkpoint"):
-            self._checkpointer.save({**trainer.state_dict(), **self._extra})
+            self._checkpointer.save(self._state(trainer))
         self._saved_at = trainer.samples
 
     def save_best(self, trainer: Trainer, about: Mapping[str, Any]) -> bool:
         """Keep this moment as the best one; False when its state is not sound. Raises CheckpointError."""
+        self.settle()
         if not self._sound(trainer):
             return False
         with self._phases.during("checkpoint"):
-            self._checkpointer.save_best({**trainer.state_dict(), **self._extra}, about)
+            self._checkpointer.save_best(self._state(trainer), about)
         return True
+
+    def settle(self) -> None:
+        """Wait for the checkpoint that is being written beside the training, and tell when it could not be."""
+        if self._writer is None or not self._writer.in_flight:
+            return
+        try:
+            with self._phases.during("checkpoint"):
+                self._writer.wait()
+            self._saved_at = self._writing
+        except CheckpointError as error:
+            self._go_on_without(error)
+
+    def _save_beside(self, trainer: Trainer) -> None:
+        """As `save`, but only the copy of the state is made here."""
+        assert self._writer is not None
+        self.settle()
+        if trainer.samples == self._saved_at or not self._sound(trainer):
+            return
+        with self._phases.during("checkpoint"):
+            self._writer.start(self._state(trainer))
+        self._writing = trainer.samples
+
+    def _state(self, trainer: Trainer) -> dict[str, Any]:
+        return {**trainer.state_dict(), **self._extra, "log": self._journal.state_dict()}
+
+    def _go_on_without(self, error: CheckpointError) -> None:
+        self._emit(NoticeEvent(level="warning", text=f"{error}; the run goes on without it"))
 
     def _sound(self, trainer: Trainer) -> bool:
         if self._journal.healthy() and _all_finite(trainer):

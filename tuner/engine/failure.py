@@ -14,9 +14,9 @@ from tuner.contract.measurement import Outcome
 DETAIL_CHARS = 6000
 _DEVICE_OOM = (
     "cuda out of memory",
-    "cublas_status_alloc_failed",
-    "cudnn_status_alloc_failed",
+    "_status_alloc_failed",
     "cuda error: out of mem",
+    "cuda driver error: out of mem",
 )
 _HOST_OOM = (
     "defaultcpuallocator: can't allocate memory",

@@ -4,26 +4,24 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 from tuner.contract.config import Cadence
 from tuner.contract.probe import TrainEvent
 from tuner.engine.advice import Adviser
-from tuner.engine.failure import Diverged
+from tuner.engine.finite import FiniteWatch
 from tuner.engine.hooks import Emit, Every, Hook
+from tuner.engine.line_means import LineMeans
 from tuner.engine.memory import PeakMemory
 from tuner.engine.record import StepRecord
 from tuner.engine.step import TOTAL, StepResult
 from tuner.engine.table import SAMPLES, Table, number
 from tuner.engine.trainer import Trainer
 
-NOT_FINITE_STEPS = 3
-"""So many losses in a row that are not finite end a run."""
-SMALLEST_SCALE = 2.0**-14
-"""Below this fp16 loss scale every step has been skipped for long."""
 DRAIN_STEPS = 50
-"""On a GPU losses are read at least this often, log cadence or not."""
+"""Losses are read at least this often, log cadence or not."""
 
 
 class Journal(Hook):
@@ -32,6 +30,7 @@ class Journal(Hook):
     def __init__(self, cadence: Cadence, adviser: Adviser, out_dir: Path, memory: PeakMemory, emit: Emit) -> None:
         self._every = Every(cadence.log_samples)
         self._adviser = adviser
+        self.finite = FiniteWatch(emit)
         self.table = Table(out_dir / "metrics.csv", emit)
         self._memory = memory
         self._emit = emit
@@ -39,7 +38,15 @@ class Journal(Hook):
         self._record: StepRecord | None = None
         self._began = time.monotonic()
         self._logged = 0
+        self._means = LineMeans()
+        self._line_at = -1
+        """Samples of the last line of the cadence."""
+        self._provisional = False
+        """Does the file end with the line of a run that was stopped between two lines?"""
+        self.forget_lines: Callable[[int], None] = lambda _samples: None
+        """Told of the samples after which log lines are taken back."""
         self._lr = 0.0
+        self._reads_total = self._was_bad = False
 
     @property
     def record(self) -> StepRecord:
@@ -48,9 +55,13 @@ class Journal(Hook):
 
     def on_start(self, trainer: Trainer) -> None:
         self._record = StepRecord(trainer.clock)
+        self._reads_total = trainer.device.type == "cpu"
+        self.finite.start(trainer)
         self._every = Every(self._cadence.log_samples, trainer.samples)
+        self._line_at = self._line_at if self._line_at >= 0 else trainer.samples
         self.table.forget_after(trainer.samples)
-        rows = self.table.rows()
+        rows = [row for row in self.table.rows() if int(row[SAMPLES]) <= self._line_at]
+        self._provisional = len(rows) < len(self.table.rows())
         self._adviser.restore([int(row[SAMPLES]) for row in rows], [number(row.get(TOTAL)) for row in rows])
 
     def after_step(self, trainer: Trainer, result: StepResult) -> None:
@@ -58,11 +69,20 @@ class Journal(Hook):
         record.add(result)
         self._lr = result.lr
         due = self._every.due(trainer.samples)
-        if due or trainer.device.type == "cpu" or record.pending >= DRAIN_STEPS:
+        if due or record.pending >= DRAIN_STEPS or self._looks_bad(result):
             record.drain()
-            self._check(trainer)
+            self.finite.check(trainer, record)
         if due:
             self._log(trainer)
+            self._means.begin()
+            self._line_at, self._logged = trainer.samples, len(record.step_s)
+
+    def _looks_bad(self, result: StepResult) -> bool:
+        """On a CPU: is the total not finite, or was the one before? Such steps are judged at once."""
+        if not self._reads_total:
+            return False
+        before, self._was_bad = self._was_bad, not math.isfinite(result.losses[TOTAL])
+        return before or self._was_bad
 
     def on_end(self, trainer: Trainer) -> None:
         self.record.drain()
@@ -74,43 +94,44 @@ class Journal(Hook):
         self.record.drain()
         return self.record.not_finite_at_end() == 0
 
-    def _check(self, trainer: Trainer) -> None:
-        lost = self.record.not_finite_at_end()
-        if lost < NOT_FINITE_STEPS:
-            return
-        scale = trainer.loss_scale
-        if scale is None:
-            raise Diverged(f"the loss was not finite in {lost} steps in a row (at {trainer.samples} samples)")
-        if scale < SMALLEST_SCALE:
-            raise Diverged(f"the loss was not finite in {lost} steps in a row; the fp16 loss scale fell to {scale:g}")
+    def state_dict(self) -> dict[str, Any]:
+        """Where the last line was and what has come since, so that a resumed run writes the lines it would have."""
+        self.record.drain()
+        self._means.take(self.record.losses)
+        return {"line_at": self._line_at, "means": self._means.state_dict()}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Before the run starts."""
+        self._line_at = int(state["line_at"])
+        self._means.load_state_dict(state["means"])
 
     def _log(self, trainer: Trainer) -> None:
         record, since = self.record, self._logged
         steps = record.step_s[since:]
-        self._logged = len(record.step_s)
         seconds = sum(steps)
         if not seconds:
             return
+        self._means.take(record.losses)
         line = TrainEvent(
             samples=trainer.samples,
             step=trainer.steps,
             elapsed_s=time.monotonic() - self._began,
             samples_per_s=trainer.config.effective_batch_size * len(steps) / seconds,
-            losses={name: _mean(values[since:]) for name, values in record.losses.items()},
+            losses=self._means.means(),
             lr=self._lr,
             data_wait=min(1.0, sum(record.wait_s[since:]) / seconds),
             peak_bytes=self._memory.gate_bytes(),
         )
+        if self._provisional:
+            self.table.forget_after(self._line_at)
+            self.forget_lines(self._line_at)
+            self._provisional = False
         self._emit(line)
-        self.table.add(line.samples, _numbers(line))
+        self.table.add(line.samples, numbers_of(line))
         self._adviser.line(line.samples, line.losses.get(TOTAL, math.nan))
 
 
-def _numbers(line: TrainEvent) -> dict[str, float]:
+def numbers_of(line: TrainEvent) -> dict[str, float]:
     """The columns of metrics.csv."""
     plain = {"step": line.step, "elapsed_s": line.elapsed_s, "samples_per_s": line.samples_per_s, "lr": line.lr}
     return {**plain, "data_wait": line.data_wait, **line.losses}
-
-
-def _mean(values: Sequence[float]) -> float:
-    return sum(values) / len(values) if values else math.nan

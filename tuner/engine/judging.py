@@ -6,7 +6,7 @@ None of it touches the training's random state, and none of its time is in a ste
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from tuner.contract.probe import NoticeEvent
 from tuner.contract.workload import Trivial
 from tuner.engine.curves import draw_curves, draw_quality
 from tuner.engine.failure import one_line, release
+from tuner.engine.global_random import untouched
 from tuner.engine.hooks import Emit, Every, Hook, Phases
 from tuner.engine.loader import to_device, valid_batches
 from tuner.engine.scores import RAW, Origin, Scores, with_raw, write_quality
@@ -28,9 +29,8 @@ from tuner.engine.trainer import Trainer
 
 @contextlib.contextmanager
 def aside(device: torch.device) -> Iterator[None]:
-    """The random state is afterwards as it was."""
-    devices = [device] if device.type == "cuda" else []
-    with torch.random.fork_rng(devices=devices):
+    """The random states are afterwards as they were."""
+    with untouched(device):
         yield
 
 
@@ -128,7 +128,7 @@ class Evaluator(Hook):
         self._at = trainer.samples
         with self._phases.during("evaluate"):
             found = evaluate(trainer)
-            if trainer.ema is not None and trainer.ema.config.evaluate_raw:
+            if trainer.ema is not None and (trainer.ema.config.evaluate_raw or trainer.config.judges_raw):
                 found |= {RAW + name: value for name, value in evaluate(trainer, raw=True).items()}
         self._emit(NoticeEvent(text=f"evaluated at {trainer.samples:,} samples: {_shown(found)}"))
         self._scores.add(trainer, Origin.EVALUATE, found)
@@ -147,6 +147,7 @@ class Pictures(Hook):
         phases: Phases,
         emit: Emit,
         hurried: Callable[[], bool],
+        show: Callable[[int, Sequence[Path]], None] = lambda _samples, _files: None,
     ) -> None:
         self._cadence = cadence
         self._out_dir = out_dir
@@ -157,19 +158,33 @@ class Pictures(Hook):
         self._emit = emit
         self._hurried = hurried
         """Was the process told to end? Then nothing is generated that takes long."""
+        self._show = show
+        """Told of every new set of sample files."""
         self._every = Every(0)
         self._at = -1
 
     def on_start(self, trainer: Trainer) -> None:
-        self._every = Every(self._cadence.sample_samples, trainer.samples)
+        """What was due with the checkpoint but did not come to its end is made up for."""
+        before = max(0, trainer.samples - trainer.config.effective_batch_size)
+        self._every = Every(self._cadence.sample_samples, before)
         self._at = trainer.samples
+        if self._every.due(trainer.samples) and not self._made(trainer):
+            self._all(trainer)
+
+    def _made(self, trainer: Trainer) -> bool:
+        if hasattr(trainer.workload, "assess"):
+            return self._scores.last_at.get(Origin.ASSESS) == trainer.samples
+        return any(self._folder(trainer).glob("*"))
 
     def after_step(self, trainer: Trainer, result: StepResult) -> None:  # noqa: ARG002
         if self._every.due(trainer.samples):
-            self._at = trainer.samples
-            self._sample(trainer)
-            self._assess(trainer)
-            self._draw(trainer)
+            self._all(trainer)
+
+    def _all(self, trainer: Trainer) -> None:
+        self._at = trainer.samples
+        self._sample(trainer)
+        self._assess(trainer)
+        self._draw(trainer)
 
     def on_end(self, trainer: Trainer) -> None:
         if trainer.samples == self._at:
@@ -188,6 +203,7 @@ class Pictures(Hook):
             files = write_samples(trainer, self._folder(trainer))
             if files:
                 self._emit(NoticeEvent(text=f"{len(files)} sample file(s) in {files[0].parent}"))
+                self._show(trainer.samples, files)
 
     def _assess(self, trainer: Trainer) -> None:
         found: dict[str, float] = {}

@@ -11,16 +11,19 @@ import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any, Protocol, cast
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import DataLoader, Dataset, Sampler, get_worker_info
 
 from tuner.contract.config import RunConfig
 from tuner.contract.errors import WorkloadError
 from tuner.contract.workload import SAMPLE_SEED
+from tuner.engine.distributed import this_rank
 from tuner.engine.failure import LoaderFailed
+from tuner.engine.global_random import seed_host
 from tuner.randomness import sample_seeds
 
 TensorBatch = dict[str, Tensor]
@@ -28,6 +31,8 @@ Key = tuple[int, int]
 """(epoch, index)"""
 WINDOW_STEPS = 32
 """Optimizer steps sorted by length together; a power of two."""
+TABLE_SAMPLES = 1 << 18
+"""Their seeds take 2 MiB in each worker, and some milliseconds an epoch."""
 _Item = Mapping[str, Tensor]
 
 
@@ -42,8 +47,16 @@ class SampleOrder:
         self._kept: dict[int, Tensor] = {}
 
     def key(self, position: int) -> Key:
-        epoch, place = divmod(position, self.size)
-        return epoch, int(self._permutation(epoch)[place])
+        return self.keys(position, 1)[0]
+
+    def keys(self, start: int, count: int) -> list[Key]:
+        """Of `count` positions from `start` on: reading a tensor's numbers one by one takes longer than all of them."""
+        found: list[Key] = []
+        while len(found) < count:
+            epoch, place = divmod(start + len(found), self.size)
+            part = self._permutation(epoch)[place : place + count - len(found)].tolist()
+            found += [(epoch, index) for index in part]
+        return found
 
     def _permutation(self, epoch: int) -> Tensor:
         if epoch not in self._kept:
@@ -75,12 +88,15 @@ class BucketedOrder:
         window, place = divmod(position, WINDOW_STEPS * self.step)
         return self._window(window)[place]
 
+    def keys(self, start: int, count: int) -> list[Key]:
+        return [self.key(position) for position in range(start, start + count)]
+
     def _window(self, number: int) -> list[Key]:
         if number not in self._kept:
             if len(self._kept) > 1:
                 self._kept.pop(min(self._kept))
             size = WINDOW_STEPS * self.step
-            keys = [self.plain.key(number * size + place) for place in range(size)]
+            keys = self.plain.keys(number * size, size)
             keys.sort(key=lambda key: -self.lengths[key[1]])
             turn = int(sample_seeds(self.plain.seed, number, torch.tensor([-2]))) % WINDOW_STEPS if number else 0
             firsts = [(_reversed_bits(place) ^ turn) * self.step for place in range(WINDOW_STEPS)]
@@ -120,17 +136,25 @@ class StreamSampler(Sampler[list[Key]]):
     def __iter__(self) -> Iterator[list[Key]]:
         position = self.start + self.rank * self.micro
         while True:
-            yield [self.order.key(i) for i in range(position, position + self.micro)]
+            yield self.order.keys(position, self.micro)
             position += self.ranks * self.micro
 
 
 class Keyed(Dataset[tuple[Key, _Item]]):
-    """The workload's dataset, its items with the key they were asked for."""
+    """The workload's dataset, its items with the key they were asked for.
 
-    def __init__(self, dataset: Dataset[_Item]) -> None:
+    In a worker process the random states follow from the batch, not from the batches before it: items that draw from
+    them are the same in a resumed run, whichever worker makes them.
+    """
+
+    def __init__(self, dataset: Dataset[_Item], run_seed: int = 0) -> None:
         self.dataset = dataset
+        self.run_seed = run_seed
 
     def __getitems__(self, keys: Sequence[Key]) -> list[tuple[Key, _Item]]:
+        if get_worker_info() is not None:
+            epoch, index = keys[0]
+            seed_host(int(sample_seeds(self.run_seed, epoch, torch.tensor([index]))))
         many = getattr(self.dataset, "__getitems__", None)
         items = many([index for _, index in keys]) if many else [self.dataset[index] for _, index in keys]
         return list(zip(keys, items, strict=True))
@@ -139,18 +163,38 @@ class Keyed(Dataset[tuple[Key, _Item]]):
         return key, self.dataset[key[1]]
 
 
+class SeedTable:
+    """The seeds of an epoch of at most `TABLE_SAMPLES`, made at once: for a few samples the two dozen small operations
+    behind a seed take longer than looking it up. `size` 0: samples of unknown number, each seed made as it is asked."""
+
+    def __init__(self, run_seed: int, size: int = 0) -> None:
+        self.run_seed = run_seed
+        self.size = size
+        self._epoch: int | None = None
+        self._seeds = torch.empty(0, dtype=torch.int64)
+
+    def __call__(self, keys: Sequence[Key]) -> Tensor:
+        """int64 [len(keys)]"""
+        epoch = keys[0][0]
+        if not 0 < self.size <= TABLE_SAMPLES or any(other != epoch for other, _ in keys):
+            epochs, indices = torch.tensor(keys, dtype=torch.int64).unbind(1)
+            return sample_seeds(self.run_seed, epochs, indices)
+        if epoch != self._epoch:
+            self._epoch, self._seeds = epoch, sample_seeds(self.run_seed, epoch, torch.arange(self.size))
+        return self._seeds[torch.tensor([index for _, index in keys])]
+
+
 class Collate:
     """Items with keys -> one batch, by the workload's own rule or by stacking, and the seed of each sample."""
 
-    def __init__(self, workload: Any, run_seed: int) -> None:
+    def __init__(self, workload: Any, run_seed: int, size: int = 0) -> None:
         self.own = getattr(workload, "collate", None)
-        self.run_seed = run_seed
+        self.seeds = SeedTable(run_seed, size)
 
     def __call__(self, pairs: Sequence[tuple[Key, _Item]]) -> TensorBatch:
         keys, items = zip(*pairs, strict=True)
         batch = dict(self.own(list(items))) if self.own else _stack(items)
-        epochs, indices = torch.tensor(keys, dtype=torch.int64).unbind(1)
-        batch[SAMPLE_SEED] = sample_seeds(self.run_seed, epochs, indices)
+        batch[SAMPLE_SEED] = self.seeds(keys)
         return batch
 
 
@@ -172,9 +216,14 @@ class Group:
     """Loss term -> weight summed over the group, where the workload counts its own."""
     wait_s: float = 0.0
 
-    @property
+    @cached_property
     def samples(self) -> int:
         return sum(batch_size(batch) for batch in self.batches)
+
+    @cached_property
+    def elements(self) -> int:
+        """Numbers in the batches, padding included."""
+        return sum(value.numel() for batch in self.batches for value in batch.values())
 
 
 def batch_size(batch: Mapping[str, Tensor]) -> int:
@@ -225,6 +274,11 @@ class StreamSource:
         except Exception as error:
             raise LoaderFailed("the data loader failed") from error
 
+    @property
+    def worker_pids(self) -> list[int]:
+        """The processes that make the batches; empty without workers."""
+        return [int(worker.pid) for worker in getattr(self._batches, "_workers", ())]
+
     def close(self) -> None:
         """End the workers now, not when the garbage collector comes."""
         iterator, self._batches = self._batches, None
@@ -254,7 +308,7 @@ def make_loader(
 ) -> DataLoader[TensorBatch]:
     """The DataLoader of a run. Its generator is its own: iterating it leaves torch's random state alone."""
     data = workload.dataset("train") if dataset is None else dataset
-    order = sample_order(workload, config, len(data))
+    order, rank = sample_order(workload, config, len(data)), this_rank(config)
     settings: dict[str, Any] = {}
     if config.loader.num_workers:
         settings = {
@@ -263,9 +317,9 @@ def make_loader(
         }
     with _many_workers_allowed():
         return DataLoader(
-            cast(Any, Keyed(data)),
-            batch_sampler=StreamSampler(order, config.micro_batch_size, start),
-            collate_fn=Collate(workload, config.seed),
+            cast(Any, Keyed(data, config.seed)),
+            batch_sampler=StreamSampler(order, config.micro_batch_size, start, rank.index, rank.world_size),
+            collate_fn=Collate(workload, config.seed, len(data)),
             num_workers=config.loader.num_workers,
             pin_memory=config.loader.pin_memory and device.type == "cuda",
             generator=torch.Generator().manual_seed(config.seed),
@@ -275,9 +329,11 @@ def make_loader(
 
 @contextmanager
 def _many_workers_allowed() -> Iterator[None]:
-    """Torch warns of more workers than cores; whether they pay is what a probe measures."""
+    """Torch warns of more workers than cores; whether they pay is what a probe measures. Python 3.12 warns of a fork
+    beside threads; ours only sleep then, and hold no lock."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="This DataLoader will create")
+        warnings.filterwarnings("ignore", message=".*multi-threaded, use of fork", category=DeprecationWarning)
         yield
 
 
@@ -286,7 +342,8 @@ def first_batches(
 ) -> list[TensorBatch]:
     """`count` micro-batches from `start` on, fetched in this process. Raises LoaderFailed."""
     data = workload.dataset("train") if dataset is None else dataset
-    sampler = StreamSampler(sample_order(workload, config, len(data)), config.micro_batch_size, start)
+    order, rank = sample_order(workload, config, len(data)), this_rank(config)
+    sampler = StreamSampler(order, config.micro_batch_size, start, rank.index, rank.world_size)
     keyed, collate = Keyed(data), Collate(workload, config.seed)
     try:
         return [collate(keyed.__getitems__(keys)) for keys, _ in zip(sampler, range(count), strict=False)]
@@ -309,6 +366,8 @@ def valid_batches(workload: Any, config: RunConfig, limit: int | None = None) ->
 
 def to_device(batch: Mapping[str, Tensor], device: torch.device, *, channels_last: bool) -> TensorBatch:
     """Copy, without waiting where the source is pinned; 4-D floating tensors in channels_last where asked."""
+    if device.type == "cpu" and not channels_last:
+        return dict(batch)
     moved: TensorBatch = {}
     for name, value in batch.items():
         images = channels_last and value.dim() == 4 and value.is_floating_point()

@@ -48,7 +48,7 @@ class Meter(Hook):
     def on_start(self, trainer: Trainer) -> None:
         self._record = StepRecord(trainer.clock)
         self._telemetry = TelemetrySampler(trainer.device)
-        if self._wants_reference and trainer.device.type == "cpu":
+        if self._wants_reference and trainer.device.type == "cpu" and trainer.rank.leads:
             self._reference = HostReference()
         self._least_warmup = FIRST_STEPS + buffered_steps(trainer.config)
         compiles = trainer.config.compile is not CompileMode.EAGER
@@ -116,7 +116,7 @@ class Meter(Hook):
         assert self._telemetry is not None
         return record.measurement(
             trainer.config.effective_batch_size,
-            self._memory.read(),
+            trainer.rank.largest(self._memory.read()),
             least_warmup=self._least_warmup,
             telemetry=self._telemetry.stop(),
             reference_s=self.reference_s,

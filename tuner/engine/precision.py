@@ -32,6 +32,11 @@ class Arithmetic:
         self.scaler: Any = torch.amp.GradScaler("cuda") if precision is Precision.FP16 else None
         self._before = _set_tf32(precision is Precision.TF32) if device.type == "cuda" else None
 
+    @property
+    def casts(self) -> bool:
+        """Does `autocast` do anything?"""
+        return self.precision in _AUTOCAST
+
     def autocast(self) -> AbstractContextManager[Any]:
         """The context of the forward pass and the loss."""
         dtype = _AUTOCAST.get(self.precision)

@@ -18,6 +18,7 @@ from tuner.engine import judging
 from tuner.engine.bench import Answer, Bench
 from tuner.engine.checkpoint import Checkpointer
 from tuner.engine.curves import draw_curves
+from tuner.engine.distributed import this_rank
 from tuner.engine.failure import Diverged
 from tuner.engine.hooks import Heartbeat, Hook
 from tuner.engine.loader import Group, ResidentSource, StreamSource, count_weights, first_batches, to_device
@@ -64,7 +65,7 @@ def _metered(bench: Bench, trainer: Trainer, memory: PeakMemory, *, soak: bool =
     trainer.hooks = [meter, Heartbeat(bench.emit, 0, "measuring")]
     try:
         trainer.run(None)
-        if soak:
+        if soak and trainer.rank.leads:
             _soak(bench, trainer)
         return meter.measurement(trainer)
     finally:
@@ -118,10 +119,10 @@ def _loader(bench: Bench, config: RunConfig) -> Measurement:
     finally:
         source.close()
     return Measurement(
-        samples_per_step=config.micro_batch_size,
+        samples_per_step=config.micro_batch_size * config.world_size,
         step_s=tuple(step_s),
         warmup_steps=judge_warmup(step_s, dropped),
-        memory=memory.read(),
+        memory=this_rank(config).largest(memory.read()),
         phases_s=bench.phases.seconds(),
         telemetry=telemetry.stop(),
     )
@@ -210,6 +211,8 @@ def quality(bench: Bench) -> None:
 def _quality(bench: Bench, config: RunConfig) -> Answer:
     samples = bench.request.samples or SHORT_SAMPLES
     with short_training(bench, without_slow_average(config, samples)) as run:
+        if not run.trainer.rank.leads:
+            return run.measurement(bench), {}
         with bench.phases.during("evaluate"):
             values = judging.evaluate(run.trainer)
         if config.quality is not None and config.quality.metric not in values:
@@ -241,7 +244,7 @@ class ShortTraining:
     def measurement(self, bench: Bench) -> Measurement:
         return self.record.measurement(
             self.trainer.config.effective_batch_size,
-            self.memory.read(),
+            self.trainer.rank.largest(self.memory.read()),
             phases_s=bench.phases.seconds(),
             parameters=self.trainer.parameter_count,
             flops_per_sample=self.trainer.flops_per_sample,

@@ -13,11 +13,11 @@ from tuner.contract.base import parse_json
 from tuner.contract.config import RunConfig
 from tuner.contract.errors import ConfigError, TunerError
 from tuner.contract.measurement import Outcome
-from tuner.contract.probe import NoticeEvent, PointReply, ProbeRequest, TrainPlan, TrainResult
+from tuner.contract.probe import SAMPLES_REACHED, NoticeEvent, PointReply, ProbeRequest, TrainPlan, TrainResult
 from tuner.contract.workload import Trivial
 from tuner.engine import duties
 from tuner.engine.advice import Adviser
-from tuner.engine.best import BestKeeper
+from tuner.engine.best import BestKeeper, judged_name
 from tuner.engine.checkpoint import Checkpointer, CheckpointError
 from tuner.engine.device import environment
 from tuner.engine.failure import classify, details, release
@@ -26,25 +26,39 @@ from tuner.engine.journal import Journal
 from tuner.engine.judging import Evaluator, Pictures, sum_up, trivial_figures
 from tuner.engine.memory import PeakMemory
 from tuner.engine.meter import FIRST_STEPS, buffered_steps
+from tuner.engine.onlookers import Onlookers
+from tuner.engine.run_lock import RunLock
 from tuner.engine.scores import Origin, Scores
+from tuner.engine.stall import StallWatch
 from tuner.engine.trainer import Trainer
+from tuner.engine.watch import LiveWatch
 
 FIXED = ("workload", "options", "ema", "seed")
 """What a resumed run may not change: the checkpoint would belong to another run."""
+_LESS_MEMORY = " A configuration with less memory (a runner-up in the same YAML) is advised."
+ADVICE = {
+    Outcome.OOM_DEVICE: _LESS_MEMORY,
+    Outcome.OOM_HOST: _LESS_MEMORY,
+    Outcome.DIVERGED: " The same command would meet the same end: lower the learning rate, or look at the data, first.",
+}
 
 
 def train(request: ProbeRequest, workload: Any, device: torch.device, emit: Emit) -> None:
     """Run to the horizon, or until stopped. Emits TrainResult and PointReply; of a failed run the PointReply alone."""
     assert request.train is not None
+    config = counted_in_samples(request.points[0], workload)
+    emit = onlookers = Onlookers(request.points[0], request.train, device, emit)
     phases = Phases(emit)
-    run = Production(request.points[0], request.train, workload, device, phases, emit)
+    run = Production(config, request.train, workload, device, phases, onlookers)
     try:
         result = run.go()
     except Exception as error:
         outcome, message = classify(error)
         detail = details(error)
         text = f"{message}. {run.rescue(error, outcome)}".removesuffix(". ")
-        reply = PointReply(outcome=outcome, message=text, detail=detail, environment=environment(device))
+        reply = PointReply(
+            outcome=outcome, message=text, detail=detail, values=run.reached(), environment=environment(device)
+        )
         release(error)
         emit(reply)
     else:
@@ -53,14 +67,31 @@ def train(request: ProbeRequest, workload: Any, device: torch.device, emit: Emit
     finally:
         phases.enter("teardown")
         run.close()
+        onlookers.close()
+
+
+def counted_in_samples(config: RunConfig, workload: Any) -> RunConfig:
+    """Evaluations, samples and checkpoints that are wanted by the epoch, by the samples of one."""
+    if not config.cadence.in_epochs:
+        return config
+    cadence = config.cadence.in_samples(len(workload.dataset("train")))
+    return config.model_copy(update={"cadence": cadence})
 
 
 class Production:
     """One process's part of a production run."""
 
     def __init__(
-        self, config: RunConfig, plan: TrainPlan, workload: Any, device: torch.device, phases: Phases, emit: Emit
+        self,
+        config: RunConfig,
+        plan: TrainPlan,
+        workload: Any,
+        device: torch.device,
+        phases: Phases,
+        onlookers: Onlookers,
     ) -> None:
+        emit: Emit = onlookers
+        self._onlookers = onlookers
         self._config = config
         self._plan = plan
         self._workload = workload
@@ -74,27 +105,35 @@ class Production:
         self._adviser = Adviser(config.horizon_samples, config.optimizer.lr, config.loss_bands, emit)
         self._adviser.earlier = self._earlier
         self._journal = Journal(config.cadence, self._adviser, self._out, self._memory, emit)
+        self._journal.forget_lines = onlookers.forget_lines
         self._keeper = duties.Keeper(
-            self._checkpointer, config.cadence, self._journal, phases, emit, {"config": config.to_json()}
-        )
+            self._checkpointer, config.cadence, self._journal, phases, emit, {"config": config.to_json()},
+            background=plan.background_checkpoints,
+        )  # fmt: skip
+        self._lock = RunLock(self._out)
         self._scores = Scores(self._out, emit)
         self._best = self._best_keeper()
         self._trivial: dict[str, Trivial] = {}
         self._reference = duties.ReferenceWork(plan.reference_every_s)
         self._stop = duties.StopFlag()
+        self._stall = StallWatch(plan.stall_s, emit)
+        self._live = LiveWatch(plan, lambda: self._journal.record, self._reference.seconds, self._memory, phases, emit)
         self._trainer: Trainer | None = None
         self._resumed_from = 0
 
     def go(self) -> TrainResult:
         """Raises what the workload raises, Diverged, ConfigError for a folder of another run, CheckpointError."""
+        self._out.mkdir(parents=True, exist_ok=True)
         with self._stop:
+            self._lock.acquire()
             self._phases.enter("build")
-            self._out.mkdir(parents=True, exist_ok=True)
             self._trivial = trivial_figures(self._workload, self._device, self._phases, self._emit)
             trainer = self._build()
             self._resume(trainer)
             self._scores.restore(trainer.samples)
             goal = self.goal
+            if trainer.rank.leads:
+                self._onlookers.begin(goal, trainer.samples, lambda: self._reference.seconds)
             self._phases.enter("measure")
             trainer.run(goal)
             sum_up(self._scores, self._trivial, self._out, self._emit)
@@ -106,7 +145,7 @@ class Production:
 
     def _build(self) -> Trainer:
         cadence, phases, emit = self._config.cadence, self._phases, self._emit
-        self._scores.judges = [self, *([self._best] if self._best is not None else [])]
+        self._scores.judges = [self._onlookers, self, *([self._best] if self._best is not None else [])]
         hooks = [
             self._journal,
             Heartbeat(self._emit, self.goal, "training"),
@@ -114,6 +153,8 @@ class Production:
             duties.Deadline(self._plan.max_seconds),
             self._keeper,
             self._reference,
+            self._live,
+            self._stall,
             *([self._best] if self._best is not None else []),
             Evaluator(cadence, self._scores, phases, emit),
             Pictures(
@@ -125,6 +166,7 @@ class Production:
                 phases,
                 emit,
                 hurried=lambda: bool(self._stop.name),
+                show=self._onlookers.show,
             ),
         ]
         trainer = Trainer(self._workload, self._config, device=self._device, hooks=hooks)
@@ -146,7 +188,7 @@ class Production:
         """New validation figures: hold the guide's advice against them."""
         quality = self._config.quality
         known = {name: figure.higher_is_better for name, figure in self._trivial.items()}
-        directions = {quality.metric: quality.higher_is_better} if quality is not None else known
+        directions = {judged_name(self._config): quality.higher_is_better} if quality is not None else known
         named = {name: higher for name, higher in directions.items() if name in found}
         if named:
             self._adviser.figures(self._scores.history, named)
@@ -157,6 +199,7 @@ class Production:
             return
         self._compare(parse_json(RunConfig, state["config"], "checkpoint"))
         trainer.load_state_dict(state)
+        self._journal.load_state_dict(state["log"])
         self._resumed_from = trainer.samples
         self._emit(NoticeEvent(text=f"resumed at {trainer.samples:,} samples from {self._checkpointer.directory}"))
 
@@ -181,7 +224,7 @@ class Production:
         done = "the horizon" if goal == self._config.horizon_samples else "--max-samples"
         measurement = self._journal.record.measurement(
             self._config.effective_batch_size,
-            self._memory.read(),
+            trainer.rank.largest(self._memory.read()),
             most_warmup=FIRST_STEPS + buffered_steps(self._config),
             reference_s=self._reference.seconds,
             phases_s=self._phases.seconds(),
@@ -200,10 +243,17 @@ class Production:
             metrics=self._scores.metrics,
             trivial=self._trivial,
             best=self._best.best if self._best is not None else {},
+            skipped_steps=self._journal.finite.skipped,
+            not_finite_steps=self._journal.finite.not_finite,
         )
+
+    def reached(self) -> dict[str, float]:
+        """Where a run that failed had come to; empty before it was built."""
+        return {SAMPLES_REACHED: float(self._trainer.samples)} if self._trainer is not None else {}
 
     def rescue(self, error: Exception, outcome: Outcome) -> str:
         """After a failure: keep what can be kept, and say where the same command would go on."""
+        self._keeper.settle()
         trainer = self._trainer
         if trainer is not None and outcome.is_oom and not trainer.updating and trainer.samples > self._resumed_from:
             release(error)
@@ -213,13 +263,14 @@ class Production:
             except (TunerError, RuntimeError, MemoryError) as second:
                 self._emit(NoticeEvent(level="warning", text=f"no last checkpoint: {second}"))
         kept = self._checkpointer.all()
-        advice = (
-            " A configuration with less memory (a runner-up in the same YAML) is advised." if outcome.is_oom else ""
-        )
+        advice = ADVICE.get(outcome, "")
         if isinstance(error, ConfigError | CheckpointError):
             return advice.strip()
         return (f"The checkpoint {kept[0].name} is kept." if kept else "There is no checkpoint yet.") + advice
 
     def close(self) -> None:
+        self._stall.close()
+        self._keeper.settle()
         if self._trainer is not None:
             self._trainer.close()
+        self._lock.release()

@@ -39,6 +39,8 @@ class StepRecord:
     def drain(self) -> None:
         """Read everything up to now; waits for the device."""
         self.step_s.extend(self._clock.take(wait=True))
+        if not self._pending:
+            return
         for name, values in _read_losses(self._pending).items():
             self.losses.setdefault(name, array("d")).extend(values)
         self._pending.clear()
@@ -119,7 +121,10 @@ def _read_losses(results: Sequence[StepResult]) -> dict[str, list[float]]:
     names = list(dict.fromkeys(name for result in results for name in result.losses))
     if not names:
         return {}
-    hole = torch.full((), math.nan, device=next(iter(results[-1].losses.values())).device)
+    device = next(iter(results[-1].losses.values())).device
+    if device.type == "cpu":  # nothing to wait for: one by one is cheaper than a table
+        return {name: [float(result.losses.get(name, math.nan)) for result in results] for name in names}
+    hole = torch.full((), math.nan, device=device)
     rows = [torch.stack([result.losses.get(name, hole).float() for name in names]) for result in results]
     table = torch.stack(rows).t().tolist()
     return dict(zip(names, table, strict=True))

@@ -10,8 +10,9 @@ from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
+from tuner.contract.config import Cadence
 from tuner.contract.workload import Trivial
-from tuner.engine.hooks import Emit
+from tuner.engine.hooks import Emit, Every
 from tuner.engine.table import SAMPLES, Table, number
 
 if TYPE_CHECKING:
@@ -47,6 +48,7 @@ class Scores:
         self.history: dict[str, list[tuple[int, float]]] = {}
         """Figure -> (samples, value), in time."""
         self.last_at: dict[Origin, int] = {}
+        self._origin: dict[str, Origin] = {}
 
     def restore(self, samples: int) -> None:
         """Read what the run's earlier part found up to `samples`; what comes after is forgotten."""
@@ -70,6 +72,14 @@ class Scores:
         self.metrics |= found
         for name, value in found.items():
             self.history.setdefault(name, []).append((samples, value))
+            self._origin[name] = origin
+
+    def of_the_cadence(self, name: str, cadence: Cadence) -> list[tuple[int, float]]:
+        """The history of a figure without those of a run's stop between two evaluations: a run that was never stopped
+        has no such figures, and its patience must not end earlier for being interrupted."""
+        assess = self._origin.get(name) is Origin.ASSESS
+        due = Every(cadence.sample_samples if assess else cadence.evaluate_samples)
+        return [(samples, value) for samples, value in self.history.get(name, ()) if due.due(samples)]
 
 
 def is_better(value: float, than: float, *, higher: bool, by: float = 0.0) -> bool:

@@ -9,25 +9,38 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar, TypeVarTuple
 
 import torch
 from torch import Tensor, nn
 
 from tuner.contract.errors import WorkloadError
 from tuner.contract.workload import Term
+from tuner.engine.distributed import ParallelLoss
 from tuner.engine.loader import Group, TensorBatch, batch_size, to_device
 from tuner.engine.precision import Arithmetic
 
 TOTAL = "total"
+MOST_SHARES = 64
+"""Divisors remembered; token counts hardly ever come again."""
 Span = Callable[[str], AbstractContextManager[Any]]
 """Name of a part of the step -> a context held around it."""
 _NOTHING = nullcontext()
+_Made = TypeVar("_Made")
+_Words = TypeVarTuple("_Words")
 
 
 def no_span(name: str) -> AbstractContextManager[Any]:  # noqa: ARG001
     """The span of a run that nobody profiles: one object for all, made once."""
     return _NOTHING
+
+
+def within(span: Span, name: str, call: Callable[[*_Words], _Made], *words: *_Words) -> _Made:
+    """`call(*words)` with `span(name)` held around it where somebody profiles; even an empty context costs time."""
+    if span is no_span:
+        return call(*words)
+    with span(name):
+        return call(*words)
 
 
 @dataclass
@@ -41,6 +54,8 @@ class StepResult:
     """Before clipping; None when nothing is clipped."""
     lr: float = 0.0
     wait_s: float = 0.0
+    elements: int = 0
+    """Numbers in the step's batches, padding included."""
 
 
 class GradientMaker:
@@ -57,15 +72,29 @@ class GradientMaker:
         """True once the loss was seen to say what the loop assumes (or cannot be asked, on fake tensors)."""
         self.span: Span = no_span
         """Held around the parts `transfer`, `forward` and `backward`."""
+        self.parallel: ParallelLoss | None = None
+        """With several ranks: the loss whose gradients end as the mean over them."""
+        self.ranks = 1
+        self._shares: dict[tuple[float, float, torch.dtype], Tensor] = {}
 
     def __call__(self, group: Group, first_context: AbstractContextManager[Any] | None = None) -> dict[str, Tensor]:
-        """Accumulate the group's gradient; returns the losses. `first_context` is held during the first micro-batch."""
-        samples = float(group.samples)
+        """Accumulate the group's gradient; returns the losses. `first_context` is held during the first micro-batch.
+
+        With several ranks `group.weights` are those of all of them, and the losses are this rank's part of the sums.
+        """
+        samples = float(group.samples * self.ranks)
         losses: dict[str, Tensor] = {}
-        for number, batch in enumerate(group.batches):
-            context = first_context if first_context is not None and number == 0 else nullcontext()
-            with context:
+        if first_context is None and self.parallel is None:
+            for batch in group.batches:
                 self._micro_batch(batch, group.weights, samples, losses)
+            return losses
+        for number, batch in enumerate(group.batches):
+            context = first_context if first_context is not None and number == 0 else _NOTHING
+            last = number == len(group.batches) - 1
+            with context, _NOTHING if self.parallel is None else self.parallel.during(last=last):
+                self._micro_batch(batch, group.weights, samples, losses)
+        if self.parallel is not None:
+            self.parallel.finish()
         return losses
 
     def _micro_batch(
@@ -73,28 +102,56 @@ class GradientMaker:
     ) -> None:
         if self.marks_steps:
             torch.compiler.cudagraph_mark_step_begin()
-        with self.span("transfer"):
-            moved = to_device(batch, self.arithmetic.device, channels_last=self.channels_last)
-        with self.span("forward"), self.arithmetic.autocast():
-            terms = self.workload.loss(self.model, moved)
+        moved = within(self.span, "transfer", self._moved, batch)
+        terms = within(self.span, "forward", self._terms, moved)
         if not self.trusting:
             self._check(terms, moved)
-        total: Tensor | float = 0.0
-        for name, term in terms.items():
-            weight = weights.get(name, samples)
-            mean = term.sum.float() / weight if weight else term.sum.float() * 0.0
-            total = total + term.coefficient * mean
-            _add(losses, name, mean)
-        assert isinstance(total, Tensor)
-        _add(losses, TOTAL, total)
-        scaler = self.arithmetic.scaler
-        with self.span("backward"):
-            (total if scaler is None else scaler.scale(total)).backward()
+        divisors = {name: weights.get(name, samples) for name in terms}
+        _add_means(losses, terms, divisors)
+        within(self.span, "backward", self._backward, terms, divisors)
+
+    def _moved(self, batch: TensorBatch) -> TensorBatch:
+        return to_device(batch, self.arithmetic.device, channels_last=self.channels_last)
+
+    def _terms(self, batch: TensorBatch) -> Mapping[str, Term]:
+        if not self.arithmetic.casts:
+            return self._loss(batch)
+        with self.arithmetic.autocast():
+            return self._loss(batch)
+
+    def _loss(self, batch: TensorBatch) -> Mapping[str, Term]:
+        if self.parallel is not None:
+            return self.parallel(batch)
+        found: Mapping[str, Term] = self.workload.loss(self.model, batch)
+        return found
+
+    def _backward(self, terms: Mapping[str, Term], divisors: Mapping[str, float]) -> None:
+        """Differentiate the total without forming it: each sum begins with its share of the total as its gradient."""
+        roots = [(name, term) for name, term in terms.items() if term.sum.requires_grad]
+        shares = [self._share(term, divisors[name]) for name, term in roots]
+        if self.arithmetic.scaler is not None:
+            shares = [self.arithmetic.scaler.scale(share) for share in shares]
+        torch.autograd.backward([term.sum for _, term in roots], shares)
+
+    def _share(self, term: Term, divisor: float) -> Tensor:
+        """Derivative of the total by a term's sum: made once for each divisor, rounded as a division of losses is."""
+        key = (term.coefficient, divisor, term.sum.dtype)
+        share = self._shares.get(key)
+        if share is None:
+            # the exchange takes the mean over the ranks, while each loss is a part of a sum: hence `ranks`
+            whole = torch.full((), float(self.ranks), device=term.sum.device) * term.coefficient
+            share = (whole / divisor if divisor else whole * 0.0).to(term.sum.dtype)
+            if len(self._shares) >= MOST_SHARES:
+                self._shares.clear()
+            self._shares[key] = share
+        return share
 
     def _check(self, terms: Mapping[str, Term], batch: TensorBatch) -> None:
         """Once: does the loss say what the loop assumes? Raises WorkloadError."""
         if not terms:
             raise WorkloadError("loss: it returned no terms; at least one is needed")
+        if not any(term.sum.requires_grad for term in terms.values()):
+            raise WorkloadError("loss: no term depends on a parameter that is trained (requires_grad)")
         counted = self.workload.weights(batch) if hasattr(self.workload, "weights") else {}
         for name, term in terms.items():
             if name == TOTAL:
@@ -111,9 +168,24 @@ class GradientMaker:
         self.trusting = True
 
 
-def _add(losses: dict[str, Tensor], name: str, value: Tensor) -> None:
-    value = value.detach()
-    losses[name] = losses[name] + value if name in losses else value
+def _add_means(losses: dict[str, Tensor], terms: Mapping[str, Term], divisors: Mapping[str, float]) -> None:
+    """Add a micro-batch's part of each term and of the total to `losses`."""
+    total: Tensor | None = None
+    for name, term in terms.items():
+        value, divisor = term.sum.detach().float(), divisors[name]
+        mean = value / divisor if divisor else value * 0.0
+        part = mean if term.coefficient == 1.0 else term.coefficient * mean
+        total = part if total is None else total + part
+        losses[name] = losses[name] + mean if name in losses else mean
+    assert total is not None
+    losses[TOTAL] = losses[TOTAL] + total if TOTAL in losses else total
+
+
+def _plain_step(optimizer: torch.optim.Optimizer) -> None:
+    """The optimizer's own `step`, without the profiler's mark and the hooks torch puts around it when one is made: they
+    cost a small model a tenth of its step, and the engine, which makes its optimizers itself, sets no such hooks."""
+    step: Any = type(optimizer).step
+    (step.__wrapped__ if getattr(step, "hooked", False) else step)(optimizer)
 
 
 def update(
@@ -127,7 +199,7 @@ def update(
             scaler.unscale_(optimizer)
         norm = torch.nn.utils.clip_grad_norm_(parameters, max_grad_norm)
     if scaler is None:
-        optimizer.step()
+        _plain_step(optimizer)
     else:
         scaler.step(optimizer)
         scaler.update()

@@ -33,12 +33,14 @@ class Table:
     def rows(self) -> list[dict[str, str]]:
         """Every whole row; what a killed writer left of its last one is passed over."""
         try:
-            text = self.path.read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError):
+            text = self.path.read_text(encoding="utf-8", errors="replace")
+        except OSError:
             return []
-        whole = text[: text.rfind("\n") + 1]
-        rows = list(csv.DictReader(io.StringIO(whole)))
-        return [row for row in rows if (row.get(SAMPLES) or "").isdigit() and None not in row.values()]
+        head, *lines = text[: text.rfind("\n") + 1].split("\n")[:-1] or [""]
+        columns = _cells(head)
+        rows = [cells for line in lines if len(cells := _cells(line)) == len(columns)]
+        named = [dict(zip(columns, cells, strict=True)) for cells in rows]
+        return [row for row in named if row.get(SAMPLES, "").isdecimal() and all(map(_is_number, row.values()))]
 
     def forget_after(self, samples: int) -> None:
         """Keep the rows up to `samples` alone."""
@@ -62,7 +64,10 @@ class Table:
         columns = _columns(rows)
         self.path.parent.mkdir(parents=True, exist_ok=True)
         aside = self.path.with_name(f".{self.path.name}.part")
-        aside.write_text(_as_csv(rows, columns, header=True) if rows else "", encoding="utf-8")
+        with aside.open("w", encoding="utf-8") as target:
+            target.write(_as_csv(rows, columns, header=True) if rows else "")
+            target.flush()
+            os.fsync(target.fileno())
         os.replace(aside, self.path)
         self._columns = columns
 
@@ -71,9 +76,25 @@ class Table:
         try:
             write()
         except OSError as error:
+            self._columns = []  # a part of the line may have been written: the next one makes the file anew
             if not self._broken:
                 self._emit(NoticeEvent(level="warning", text=f"{self.path} cannot be written: {error.strerror}"))
             self._broken = True
+
+
+def _cells(line: str) -> list[str]:
+    """The cells of one line; none where it is damaged beyond reading."""
+    with contextlib.suppress(csv.Error):
+        return next(csv.reader([line]), [])
+    return []
+
+
+def _is_number(cell: str) -> bool:
+    """An empty cell is one too: the column came later, or the figure was not taken."""
+    with contextlib.suppress(ValueError):
+        float(cell or "nan")
+        return True
+    return False
 
 
 def _columns(rows: Sequence[Row]) -> list[str]:

@@ -12,10 +12,12 @@ import torch
 from tuner.contract.base import Scalar
 from tuner.contract.config import RunConfig
 from tuner.contract.errors import WorkloadError
-from tuner.contract.probe import DescribeEvent, ProbeKind, ProbeRequest, ProgressEvent
+from tuner.contract.probe import DescribeEvent, NoticeEvent, ProbeKind, ProbeRequest, ProgressEvent
 from tuner.engine import inference, noise, probes, profiling, proofs
 from tuner.engine.bench import Bench, failed
 from tuner.engine.device import choose_device, describe, environment
+from tuner.engine.distributed import Rank, joined, rank_index
+from tuner.engine.following import follow
 from tuner.engine.hooks import Emit, Phases
 from tuner.engine.limits import memory_cap
 from tuner.engine.production import train
@@ -56,19 +58,41 @@ def run(request: ProbeRequest, workload_class: type[Any] | None, emit: Emit) -> 
 def _answer(request: ProbeRequest, make: Callable[[Mapping[str, Scalar]], Any], emit: Emit) -> None:
     cpu = torch.device("cpu")
     try:
-        device = choose_device(request.device)
-        if request.kind is ProbeKind.TRAIN:
-            point: RunConfig = request.points[0]
-            with memory_cap(request.limits.memory_bytes, device):
-                train(request, make(point.options or request.options), device, emit)
-            return
-        bench = Bench(request, make, device, emit)
+        device = choose_device(request.device, rank_index())
+        with joined(request.points[0] if request.points else None, device) as rank:
+            _work(request, rank, make, device, emit)
     except Exception as error:
         reply = failed(0, error, cpu)
         for index in range(max(1, len(request.points))):
             emit(reply.model_copy(update={"index": index}))
+
+
+def _work(
+    request: ProbeRequest, rank: Rank, make: Callable[[Mapping[str, Scalar]], Any], device: torch.device, emit: Emit
+) -> None:
+    """This rank's part of a request. What rank 0 prepares the others find in the cache."""
+
+    def make_in_order(options: Mapping[str, Scalar]) -> Any:
+        with rank.first_goes_first():
+            return make(options)
+
+    if request.kind is not ProbeKind.TRAIN:
+        _PROBES[request.kind](Bench(request, make_in_order, device, emit))
         return
-    _PROBES[request.kind](bench)
+    point: RunConfig = request.points[0]
+    with memory_cap(request.limits.memory_bytes, device):
+        workload = make_in_order(point.options or request.options)
+        if rank.world_size > 1 and workload.info().batch_coupled:
+            emit(NoticeEvent(level="warning", text=_coupled(point)))
+        (train if rank.leads else follow)(request, workload, device, emit)
+
+
+def _coupled(config: RunConfig) -> str:
+    return (
+        "samples of a micro-batch influence each other in this workload (batch_coupled): each of the "
+        f"{config.world_size} ranks computes over its own {config.micro_batch_size} samples, as accumulation does, "
+        "and running statistics are those of rank 0"
+    )
 
 
 def _maker(workload_class: type[Any] | None, emit: Emit) -> Callable[[Mapping[str, Scalar]], Any]:

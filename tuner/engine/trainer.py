@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -16,14 +17,15 @@ from tuner.contract.config import CompileMode, RunConfig
 from tuner.contract.errors import ConfigError
 from tuner.engine import compiling
 from tuner.engine.clock import StepClock, step_clock
-from tuner.engine.distributed import this_rank
+from tuner.engine.distributed import ParallelLoss, this_rank
 from tuner.engine.ema import Ema
 from tuner.engine.flops import FlopCount
+from tuner.engine.global_random import random_state, restore_random, seed_all
 from tuner.engine.hooks import Hook
-from tuner.engine.loader import Source, StreamSource
+from tuner.engine.loader import Group, Source, StreamSource
 from tuner.engine.optim import build_optimizer, lr_factor, match_layout, set_lr, trained_parameters, with_settings_of
 from tuner.engine.precision import Arithmetic
-from tuner.engine.step import GradientMaker, Span, StepResult, no_span, update
+from tuner.engine.step import GradientMaker, Span, StepResult, no_span, update, within
 
 
 class Trainer:
@@ -43,7 +45,7 @@ class Trainer:
         source: Source | None = None,
         dataset: Any = None,
     ) -> None:
-        this_rank(config)
+        self.rank = this_rank(config)
         compiling.refuse_illegal(config, device)
         self.workload = workload
         self.config = config
@@ -58,11 +60,12 @@ class Trainer:
         self.clock: StepClock = step_clock(device)
         self._source = source
         self._dataset = dataset
-        set_threads(config.threads)
-        torch.manual_seed(config.seed)
+        set_threads(config.threads, config.world_size)
+        seed_all(config.seed)
         self.arithmetic = Arithmetic(config.precision, device)
         self.model = self._build_model()
-        self.ema = Ema(self.model, config.ema) if config.ema is not None else None
+        self.rank.share(self.model)
+        self.ema = Ema(self.model, config.ema) if config.ema is not None and self.rank.leads else None
         self.optimizer = build_optimizer(workload, self.model, config.optimizer)
         self.parameters = trained_parameters(self.optimizer)
         self._gradients = GradientMaker(workload, self.model, self.arithmetic, channels_last=config.channels_last)
@@ -77,7 +80,7 @@ class Trainer:
         return model.to(self.device).train()
 
     def _speed_up(self) -> None:
-        """Checkpointing and compilation, after the average has taken its copy of the plain model."""
+        """Checkpointing, compilation and ranks, after the average has taken its copy of the plain model."""
         if self.config.gradient_checkpointing:
             compiling.checkpoint_blocks(self.workload, self.model)
         compiling.compile_model(self.model, self.config.compile)
@@ -86,6 +89,17 @@ class Trainer:
             self._keep_gradients = True
             for parameter in self.parameters:
                 parameter.grad = torch.zeros_like(parameter)
+
+        if self.rank.world_size > 1:
+            coupled = bool(self.workload.info().batch_coupled)
+            self._gradients.ranks = self.rank.world_size
+            self._gradients.parallel = ParallelLoss(
+                self.workload, self.model, self.rank, self.device, coupled=coupled, compiled=self._compiled
+            )
+
+    @property
+    def _compiled(self) -> bool:
+        return self.config.compile is not CompileMode.EAGER
 
     @property
     def effective_model(self) -> nn.Module:
@@ -98,9 +112,10 @@ class Trainer:
 
     def run(self, until: int | None = None) -> None:
         """Step until `until` samples have been seen in all (None: until a hook stops the run)."""
+        assert len(set(self.rank.gather(self.samples))) == 1, "the ranks stand at different places"
         for hook in self.hooks:
             hook.on_start(self)
-        while self.stop_reason is None and (until is None or self.samples < until):
+        while (until is None or self.samples < until) and not self._stopped():
             result = self.step()
             for hook in self.hooks:
                 hook.after_step(self, result)
@@ -111,28 +126,55 @@ class Trainer:
         """End the run at the next step border; the first reason stands."""
         self.stop_reason = self.stop_reason or reason
 
+    def _stopped(self) -> bool:
+        """Has a hook ended the run, on whichever rank? All ranks stop at the same border."""
+        if self.rank.world_size > 1 and self.rank.any(self.stop_reason is not None):
+            self.stop("stopped by another rank")
+        return self.stop_reason is not None
+
     def step(self) -> StepResult:
         """One optimizer update. Raises what the workload raises, and LoaderFailed."""
         self.clock.begin()
-        with self._span("data_wait"):
-            group = self.source.next_group()
+        group = within(self._span, "data_wait", self._next_group)
+        samples = group.samples * self.rank.world_size
         count = FlopCount() if self._counts_flops() else None
-        losses = self._gradients(group, count)
-        lr = self._schedule(group.samples)
+        losses = self.rank.add(self._gradients(group, count))
+        lr = self._schedule(samples)
         self.updating = True
-        with self._span("optimizer"):
-            norm = update(self.optimizer, self.parameters, self.arithmetic, self.config.max_grad_norm)
-            self.optimizer.zero_grad(set_to_none=not self._keep_gradients)
+        norm = within(self._span, "optimizer", self._clip_and_step)
         if self.ema is not None:
-            with self._span("ema"):
-                self.ema.update(self.samples + group.samples, group.samples)
-        self.samples += group.samples
+            within(self._span, "ema", self.ema.update, self.samples + samples, samples)
+        self.samples += samples
         self.steps += 1
         self.updating = False
         self.clock.end()
         if count is not None:
             self.flops_per_sample = count.total / self.config.micro_batch_size or None
-        return StepResult(group.samples, losses, norm, lr, group.wait_s)
+        return StepResult(samples, losses, norm, lr, group.wait_s, group.elements * self.rank.world_size)
+
+    def _next_group(self) -> Group:
+        return self._whole(self.source.next_group())
+
+    def _whole(self, group: Group) -> Group:
+        """This rank's micro-batches of a step, with the weights of all ranks."""
+        if self._gradients.parallel is None:
+            return group
+        self.rank.reseed(self.config.seed, self.samples)
+        return replace(group, weights=self._gradients.parallel.weights(group.weights))
+
+    def _clip_and_step(self) -> torch.Tensor | None:
+        """Returns the gradient's norm where it is clipped."""
+        norm = update(self.optimizer, self.parameters, self.arithmetic, self.config.max_grad_norm)
+        self._forget_gradients()
+        return norm
+
+    def _forget_gradients(self) -> None:
+        """What `zero_grad` does, without the profiler's mark it sets around itself."""
+        if self._keep_gradients:
+            self.optimizer.zero_grad(set_to_none=False)
+            return
+        for parameter in self.parameters:
+            parameter.grad = None
 
     def annotate(self, span: Span) -> None:
         """Hold `span(name)` around the parts of every step from now on: data_wait, transfer, forward, backward,
@@ -148,8 +190,9 @@ class Trainer:
         return named
 
     def _counts_flops(self) -> bool:
-        plain = self.config.compile is CompileMode.EAGER and not self.config.gradient_checkpointing
-        return plain and self.steps == 0 and self.flops_per_sample is None
+        if self.steps or self.flops_per_sample is not None:
+            return False
+        return self.config.compile is CompileMode.EAGER and not self.config.gradient_checkpointing
 
     def _schedule(self, step_samples: int) -> float:
         """The rate at the middle of the step: the same curve whatever the batch size."""
@@ -181,10 +224,7 @@ class Trainer:
             "ema": self.ema.model.state_dict() if self.ema is not None else None,
             "optimizer": self.optimizer.state_dict(),
             "scaler": scaler.state_dict() if scaler is not None else None,
-            "random": {
-                "cpu": torch.get_rng_state(),
-                "device": torch.cuda.get_rng_state(self.device) if self.device.type == "cuda" else None,
-            },
+            "random": random_state(self.device),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -205,9 +245,7 @@ class Trainer:
             self._source.close()
             self._source = None
         _ = self.source  # the loader before the random state, so that making it cannot disturb it
-        torch.set_rng_state(state["random"]["cpu"])
-        if self.device.type == "cuda" and state["random"]["device"] is not None:
-            torch.cuda.set_rng_state(state["random"]["device"], self.device)
+        restore_random(state["random"], self.device)
 
     def close(self) -> None:
         """End the loader's workers and put process-wide switches back."""
@@ -217,9 +255,9 @@ class Trainer:
         self.arithmetic.close()
 
 
-def set_threads(threads: int) -> None:
-    """Intra-op threads; 0 = every core this process may use."""
-    torch.set_num_threads(threads or usable_cores())
+def set_threads(threads: int, ranks: int = 1) -> None:
+    """Intra-op threads; 0 = every core this process may use, shared with the other ranks on this machine."""
+    torch.set_num_threads(threads or max(1, usable_cores() // ranks))
 
 
 def usable_cores() -> int:

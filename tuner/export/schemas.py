@@ -12,7 +12,8 @@ from pathlib import Path
 from tuner.contract.base import Frozen
 from tuner.contract.config import RunConfig
 from tuner.contract.explanation import ExplainResult
-from tuner.contract.result import BenchResult, OptimizeResult, TrainResultJson
+from tuner.contract.production import LiveStatus
+from tuner.contract.result import BenchResult, OptimizeResult, RunResult, RunsResult, TrainResultJson
 from tuner.contract.study import StudyFile
 from tuner.contract.tuned import TunedConfig
 
@@ -22,6 +23,9 @@ SCHEMAS: dict[str, type[Frozen]] = {
     "study": StudyFile,
     "optimize-result": OptimizeResult,
     "train-result": TrainResultJson,
+    "run-status": LiveStatus,
+    "runs-result": RunsResult,
+    "run-result": RunResult,
     "bench-result": BenchResult,
     "explain-result": ExplainResult,
 }

@@ -17,7 +17,7 @@ from tuner.contract.base import parse
 from tuner.contract.config import RunConfig
 from tuner.contract.documents import read_file, read_mapping, write_mapping
 from tuner.contract.errors import TunerError
-from tuner.contract.probe import ProbeRow
+from tuner.contract.probe import ProbeKind, ProbeRow
 from tuner.contract.study import StudySpec
 from tuner.contract.tuned import Decision, Origin, Promise, Provenance, TunedConfig
 
@@ -42,8 +42,23 @@ def tuned_config(
         created=datetime.now(UTC).isoformat(timespec="seconds"),
     )
     return TunedConfig(
-        config=decision.winner.config, promise=promised, provenance=provenance, runner_ups=decision.runner_ups
+        config=decision.winner.config,
+        promise=promised,
+        provenance=provenance,
+        runner_ups=decision.runner_ups,
+        runner_up_peaks=tuple(_largest_peak(config, rows) for config in decision.runner_ups),
+        baseline=decision.baseline.config if decision.baseline is not None else None,
     )
+
+
+def _largest_peak(config: RunConfig, rows: Sequence[ProbeRow]) -> int | None:
+    """Of the configuration's whole runs, evaluation and all where it was soaked."""
+    peaks = [
+        row.measurement.memory.gate_bytes
+        for row in rows
+        if row.kind is ProbeKind.END_TO_END and row.config == config and row.measurement is not None
+    ]
+    return max(peaks, default=None)
 
 
 def origin(spec: StudySpec, decision: Decision) -> dict[str, Any]:

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tuner.contract.measurement import Outcome
+from tuner.contract.probe import STOPPED_EARLY
 
 TAIL_LINES = 120
 TAIL_BYTES = 16_000
@@ -26,7 +27,7 @@ _MEMORY_WORDS = re.compile(
     r"|failed to allocate|out of memory",
     re.IGNORECASE,
 )
-_DEVICE_WORDS = re.compile(r"CUDA (error: )?out of memory|CUDA_ERROR_OUT_OF_MEMORY|CUBLAS_STATUS_ALLOC_FAILED")
+_DEVICE_WORDS = re.compile(r"CUDA ((driver )?error: )?out of memory|CUDA_ERROR_OUT_OF_MEMORY|\w+_STATUS_ALLOC_FAILED")
 
 
 @dataclass(frozen=True)
@@ -63,7 +64,7 @@ def judge(ending: Ending) -> tuple[Outcome, str]:
         return Outcome.CRASHED, ending.lost or "its end was not seen"
     if os.WIFSIGNALED(ending.status):
         if ending.asked_to_stop:
-            return Outcome.NO_RESULT, "stopped on request before it had a result"
+            return Outcome.NO_RESULT, STOPPED_EARLY
         return _killed(os.WTERMSIG(ending.status), ending)
     code = os.waitstatus_to_exitcode(ending.status)
     if code:

@@ -288,6 +288,26 @@ class StudyStore:
             query = query.where(tables.run.c.study == study)
         return tuple(codec.production_run(row, self.shown_url) for row in self._fetch(query))
 
+    def newest_runs(
+        self, limit: int, wanted: Callable[[str], bool] = lambda _workload: True
+    ) -> tuple[tuple[ProductionRun, ...], int]:
+        """The newest `limit` production runs of the workloads `wanted`, newest first, and how many older ones there
+        are. Only those are read whole: a result holds thousands of step times."""
+        columns = tables.run.c
+        query = select(columns.id, columns.config).order_by(columns.started_at.desc(), columns.id)
+        ids = [row["id"] for row in self._fetch(query) if wanted(json.loads(row["config"])["workload"])]
+        rows = {row["id"]: row for row in self._fetch(select(tables.run).where(columns.id.in_(ids[:limit])))}
+        found = [rows[name] for name in ids[:limit] if name in rows]
+        return tuple(codec.production_run(row, self.shown_url) for row in found), len(ids) - len(found)
+
+    def runs_called(self, beginning: str) -> tuple[ProductionRun, ...]:
+        """Production runs whose id begins so, or is just so; oldest first."""
+        columns = tables.run.c
+        query = select(tables.run).where(columns.id.startswith(beginning, autoescape=True))
+        rows = self._fetch(query.order_by(columns.started_at, columns.id))
+        exact = [row for row in rows if row["id"] == beginning]
+        return tuple(codec.production_run(row, self.shown_url) for row in exact or rows)
+
     # -- inside
 
     @contextmanager

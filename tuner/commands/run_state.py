@@ -1,0 +1,112 @@
+"""What a run's folder tells of its state: is it still going on, who wrote its status, can it be resumed.
+
+While `tuner train` runs, its folder holds `.run-ID.json`, the name of its process; left behind, it tells of a death.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TypeVar
+
+from tuner.contract.base import Frozen, parse_json
+from tuner.contract.errors import ConfigError
+from tuner.contract.liveness import Writer
+from tuner.contract.probe import ProbeReply
+from tuner.contract.production import STATUS_FILE, LiveStatus, ProductionRun, RunStatus
+from tuner.contract.result import plain_json
+
+_Model = TypeVar("_Model", bound=Frozen)
+
+
+@contextlib.contextmanager
+def marked(out: Path, run_id: str) -> Iterator[None]:
+    """Within: the folder says that this process runs `run_id` in it. What cannot be written does no harm."""
+    path = _mark(out, run_id)
+    _sweep(out)
+    with contextlib.suppress(OSError):
+        _replace(path, Writer.here())
+    try:
+        yield
+    finally:
+        with contextlib.suppress(OSError):
+            path.unlink(missing_ok=True)
+
+
+def close_status(out: Path, run_id: str, reply: ProbeReply) -> None:
+    """A worker that was killed could not say so in status.json: say it in its place."""
+    status = read_status(out)
+    if status is None or status.run != run_id or status.status is not RunStatus.RUNNING:
+        return
+    point = reply.points[0] if reply.points else None
+    reason = f"{point.outcome.value}: {point.message}" if point else "no answer"
+    update = {"status": RunStatus.FAILED, "reason": reason, "eta_s": None, "updated_at": _now().isoformat()}
+    with contextlib.suppress(OSError):
+        _replace(out / STATUS_FILE, status.model_copy(update=update))
+
+
+def read_status(out: Path) -> LiveStatus | None:
+    """The folder's status.json; None when there is none that can be read."""
+    return _read(LiveStatus, out / STATUS_FILE)
+
+
+def state_of(run: ProductionRun) -> RunStatus:
+    """The stored state, but `died` where that says `running` and the process is gone.
+
+    A folder that is not on this machine, or a process of another host, is believed until its status is silent for
+    longer than a worker may be.
+    """
+    out = Path(run.out_dir)
+    if run.status is not RunStatus.RUNNING or not out.is_dir():
+        return run.status
+    writer = _read(Writer, _mark(out, run.id))
+    if writer is None or writer.alive() is False:
+        return RunStatus.DIED
+    status = read_status(out)
+    if writer.alive() is None and status is not None and status.run == run.id and _silent(status):
+        return RunStatus.DIED
+    return RunStatus.RUNNING
+
+
+def has_checkpoint(out: Path) -> bool:
+    return any((out / "checkpoints").glob("step-*"))
+
+
+def _silent(status: LiveStatus) -> bool:
+    try:
+        since = _now() - datetime.fromisoformat(status.updated_at)
+    except ValueError:
+        return False
+    return since.total_seconds() > status.silent_s
+
+
+def _sweep(out: Path) -> None:
+    """Forget processes that are gone."""
+    for path in out.glob(".run-*.json"):
+        writer = _read(Writer, path)
+        if writer is None or writer.alive() is False:
+            with contextlib.suppress(OSError):
+                path.unlink(missing_ok=True)
+
+
+def _mark(out: Path, run_id: str) -> Path:
+    return out / f".run-{run_id}.json"
+
+
+def _read(cls: type[_Model], path: Path) -> _Model | None:
+    with contextlib.suppress(OSError, UnicodeDecodeError, ConfigError):
+        return parse_json(cls, path.read_text(encoding="utf-8"), str(path))
+    return None
+
+
+def _replace(path: Path, value: Frozen) -> None:
+    aside = path.with_name(f"{path.name}.{os.getpid()}.part")
+    aside.write_text(plain_json(value) + "\n", encoding="utf-8")
+    os.replace(aside, path)
+
+
+def _now() -> datetime:
+    return datetime.now(UTC)
