@@ -10,7 +10,7 @@ TORCH_INDEX ?=
 DATA := seglearn==1.2.5 kanjivg==20260714 jamdict-data==1.5 open_clip_torch==3.3.0
 
 .PHONY: optimize test setup setup-dev check lint types imports pytest test-long gpu-check quality naive bench-promise \
-	clean help
+	chaos-train clean help
 
 help:
 	@sed -n '1,3p' Makefile
@@ -58,7 +58,7 @@ pytest: setup-dev
 test-long: setup-dev
 	$(BIN)/pytest -m "slow and not gpu"
 
-gpu-check: setup
+gpu-check: setup-dev
 	$(BIN)/python -m benchmarks.gpu --out gpu-check
 
 quality: setup
@@ -66,6 +66,9 @@ quality: setup
 
 naive: setup
 	$(BIN)/python -m benchmarks.naive
+
+chaos-train: setup
+	$(BIN)/python -m benchmarks.chaos_train
 
 bench-promise: setup
 	$(BIN)/python -m benchmarks.promise

@@ -180,7 +180,10 @@ def capped(spec: StudySpec, rows: Sequence[ProbeRow]) -> StudySpec:
     for value in growth:
         print(f"  {value / 2**20:.0f}", end="", file=sys.stderr)
     print(f" MiB above the imported process; baseline {own / 2**20:.0f}, limit {limit / 2**20:.0f}", file=sys.stderr)
-    return spec.model_copy(update={"memory_cap_bytes": int(limit / MEMORY_MARGIN)})
+    update = {"memory_cap_bytes": int(limit / MEMORY_MARGIN)}
+    if spec.device.kind == "cuda":  # there the budget is what shares are shares of
+        update["memory_budget_bytes"] = int(limit)
+    return spec.model_copy(update=update)
 
 
 def _growth(measurement: Measurement | None) -> int:
