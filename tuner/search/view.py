@@ -54,7 +54,7 @@ class View:
         """What candidates are compared with: the baseline or the largest cut of its batch that fits; None = not yet."""
         for point in self.ladder:
             rows = self.history.ok(ProbeKind.END_TO_END, point)
-            if rows and self.history.typical_share(rows) <= 1.0:
+            if rows and all(self.history.fits(row) for row in rows):
                 return point
             if not self.overflows(point):
                 return None
@@ -63,8 +63,7 @@ class View:
     def overflows(self, point: Point) -> bool:
         """Seen end to end to run out of memory or to pass the budget."""
         rows = self.history.of(ProbeKind.END_TO_END, point)
-        good = [row for row in rows if is_ok(row)]
-        return any(row.outcome.is_oom for row in rows) or (bool(good) and self.history.typical_share(good) > 1.0)
+        return any(row.outcome.is_oom or (is_ok(row) and not self.history.fits(row)) for row in rows)
 
     @property
     def base(self) -> Variant:
