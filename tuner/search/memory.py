@@ -28,7 +28,8 @@ DEVIATIONS = 3.0
 MAY_FIT = 2.0
 """Standard deviations below the expected peak that must lie inside the budget for a probe to be worth it."""
 LIKELY = 0.5
-"""Standard deviations above it that must lie inside an enforced limit: a probe that fails there harms nobody."""
+"""Standard deviations above it that must lie inside an enforced limit: a probe that fails there harms nobody.
+Chosen on recorded grids (see benchmarks/README.md)."""
 MIB = float(1 << 20)
 
 
