@@ -43,7 +43,7 @@ from tuner.contract.study import Objective
 from tuner.probe.replay import ReplayRunner
 from tuner.search.offline import run_study
 
-CHOSEN_ON: tuple[str, ...] = ("gpt2", "graph")
+CHOSEN_ON: tuple[str, ...] = ("gpt2", "graph", "latent_cfg", "sd_kanji")
 """Grids that constants of tuner/search were chosen on: shown, and never the figure."""
 OURS, LEADER, RIVAL = "ours", "ours before the gate", "TPE"
 HALF = 0.5
