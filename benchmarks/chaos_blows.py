@@ -83,11 +83,14 @@ class Striker:
         self._timer: threading.Timer | None = None
         self.struck = False
         """Was the signal sent to a living worker?"""
+        self.blind = False
+        """Is there nobody to send it to?"""
 
     def __call__(self, event: Event) -> None:
         if self._blow is None or not isinstance(event, PhaseEvent):
             return
         self._worker = self._worker or find_worker()  # at the first event: looking takes longer than a small save
+        self.blind = self._worker is None
         if event.phase != self._blow.phase:
             return
         self._left -= 1
@@ -110,9 +113,10 @@ class Striker:
 
 
 def find_worker() -> psutil.Process | None:
-    """The probe that runs now: the child of our child that forks them."""
+    """The probe that runs now: the youngest child of our children that fork them."""
+    workers = []
     for host in psutil.Process().children():
         with contextlib.suppress(psutil.NoSuchProcess):
             if "--serve" in host.cmdline():
-                return next(iter(host.children()), None)
-    return None
+                workers += [(worker.create_time(), worker) for worker in host.children()]
+    return max(workers, key=lambda found: found[0])[1] if workers else None

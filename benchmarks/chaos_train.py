@@ -167,6 +167,8 @@ def until_finished(
         tally.seconds += time.monotonic() - began
         problem, had_one = unloadable(out / "checkpoints", had_one)
         tally.unloadable += [f"run {tally.runs + 1}: {problem}"] if problem else []
+        if striker.blind:
+            raise SystemExit(f"{tally.workload}: its worker was not found among this process's children")
         if reply.train_result is not None and reply.train_result.finished:
             tally.missed += blow is not None
             return
