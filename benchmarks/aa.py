@@ -155,7 +155,8 @@ def live(words: argparse.Namespace) -> list[Search]:
         if not called.result:
             raise SystemExit(f"live search {number + 1} gave no result (exit code {called.code}):\n{called.log}")
         found.append(as_search(words.workload, number, called))
-        told = f"live {number + 1} of {words.live}: {found[-1].decision}, {called.seconds:.0f} s"
+        gain = "nothing was compared" if found[-1].gain is None else f"compared: {found[-1].gain:.3f}x"
+        told = f"live {number + 1} of {words.live}: {found[-1].decision}, {gain}, {called.seconds:.0f} s"
         print(told, file=sys.stderr, flush=True)
     return found
 
@@ -176,9 +177,11 @@ def as_search(workload: str, seed: int, called: Called) -> Search:
 def counted(found: Sequence[Search]) -> str:
     wins, failed = _false(found), sum(search.decision == "failed" for search in found)
     claims = sum(search.best > 1 + CLAIMED for search in found)
+    compared = sum(search.gain is not None for search in found)
     return (
-        f"{wins} false gains in {len(found)} (95 % upper bound {100 * upper_bound(wins, len(found)):.0f} %), {failed} "
-        f"failed; picking the search's maximum would have claimed {claims}"
+        f"{wins} false gains in {len(found)}, of which {compared} came to a comparison (95 % upper bound "
+        f"{100 * upper_bound(wins, compared):.0f} % of those), {failed} failed; the maximum of the search would "
+        f"have claimed {claims}"
     )
 
 

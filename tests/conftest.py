@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
-import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
 from hypothesis import settings
+
+from tests.forked_cli import ForkedCli
 
 # The everyday suite gives the same verdict on the same code; TUNER_FUZZ=1 looks for new examples.
 settings.register_profile("everyday", derandomize=not os.environ.get("TUNER_FUZZ"))
@@ -58,20 +58,20 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("cache")
 
 
+@pytest.fixture(scope="session")
+def forked_cli(cache: Path) -> Iterator[ForkedCli]:
+    made = ForkedCli(tuner_environment(cache))
+    yield made
+    made.close()
+
+
 @pytest.fixture
-def tuner(tmp_path: Path, cache: Path) -> RunTuner:
+def tuner(tmp_path: Path, cache: Path, forked_cli: ForkedCli, tmp_path_factory: pytest.TempPathFactory) -> RunTuner:
     """`tuner("show", "--json")` runs it in `tmp_path` and gives exit code and output."""
 
     def run(*words: str, timeout_s: float = 200.0) -> Ran:
-        process = subprocess.run(
-            [sys.executable, "-m", "tuner.cli", *words],
-            cwd=tmp_path,
-            env=tuner_environment(cache),
-            capture_output=True,
-            text=True,
-            timeout=timeout_s,
-            check=False,
-        )
-        return Ran(process.returncode, process.stdout, process.stderr)
+        aside = tmp_path_factory.mktemp("said")
+        code = forked_cli.run(words, cwd=tmp_path, env=tuner_environment(cache), aside=aside, timeout_s=timeout_s)
+        return Ran(code, (aside / "out").read_text(), (aside / "err").read_text())
 
     return run

@@ -184,6 +184,7 @@ def test_printed_tables_are_read_back() -> None:
     assert printed_tables(text) == [Table("null model", ("loop", "us"), (("bare", "10"),))]
 
 
+@pytest.mark.slow
 def test_faults_really_strike_and_the_next_probe_runs(check: Check) -> None:
     found = faults(check)
     cases = found.data["cases"]

@@ -19,6 +19,7 @@ def race_of(names: list[str]) -> loops.Race:
     return replace(whole, contenders={name: CONTENDERS[name] for name in names})
 
 
+@pytest.mark.slow
 def test_our_loop_and_the_bare_one_train_the_same(capsys: pytest.CaptureFixture[str]) -> None:
     found = loops.run(race_of([loops_null.BARE, loops_null.OURS]), ROUNDS, sets=1)
     blocks = found["blocks"]

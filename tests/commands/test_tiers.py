@@ -78,7 +78,7 @@ def optimize(tuner: RunTuner, tmp_path: Path, text: str, *more: str) -> Any:
 
 
 def test_optimize_says_which_tier_holds_and_describes_the_workload_with_it(tuner: RunTuner, tmp_path: Path) -> None:
-    ran = optimize(tuner, tmp_path, FILE, "-o", "depth=3", "--json")
+    ran = optimize(tuner, tmp_path, FILE + QUICK, "-o", "depth=3", "--json")
     assert ran.code == 0, ran.err
     assert "tier above 8 GiB: micro-batch 16, width 16, depth 2 (here 3)" in ran.err
     assert ran.json["tier"] == "tier above 8 GiB: micro-batch 16, width 16, depth 2 (here 3)"
@@ -98,6 +98,11 @@ def test_a_probe_by_hand_takes_the_machine_s_own_tier(tuner: RunTuner, tmp_path:
     assert "8x4 fp32" in ran.out
 
 
+QUICK = """
+measure: {measure_s: 0.1, compute_s: 0.1}
+gate: {min_pairs: 2, max_pairs: 2, finalists: 1, measure_s: 0.1}
+lr: {enabled: false}
+"""
 LEVER = "workload: tests.toys:Toy\nspace: {options: {width: [16, 32]}}\n"
 QUALITY = "quality: {metric: valid_fit, higher_is_better: false, tolerance: 1.0, samples: 64}\n"
 

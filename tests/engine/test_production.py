@@ -80,6 +80,7 @@ def equal(first: dict[str, torch.Tensor], second: dict[str, torch.Tensor]) -> bo
     return first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)
 
 
+@pytest.mark.slow
 def test_killed_at_a_random_moment_the_same_command_reaches_the_same_weights(
     tmp_path: Path, uninterrupted: dict[str, torch.Tensor]
 ) -> None:

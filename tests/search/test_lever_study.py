@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
+
 from tests.conftest import RunTuner
 
 STUDY = """
@@ -21,6 +23,7 @@ lr: {enabled: false}
 """
 
 
+@pytest.mark.slow
 def test_a_narrow_model_of_equal_quality_is_shipped_aloud(tuner: RunTuner, tmp_path: Path) -> None:
     (tmp_path / "study.yaml").write_text(STUDY)
     ran = tuner(

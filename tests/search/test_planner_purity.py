@@ -61,7 +61,7 @@ def boundaries(ended: Ended) -> list[int]:
     return found
 
 
-@settings(deadline=None, max_examples=60)
+@settings(deadline=None, max_examples=30)
 @given(st.data())
 def test_any_prefix_of_the_rows_gives_the_request_that_came_next(data: st.DataObject) -> None:
     ended = study(data.draw(st.sampled_from(["plain", "tight", "noisy", "levers"])))
@@ -78,7 +78,7 @@ def test_any_prefix_of_the_rows_gives_the_request_that_came_next(data: st.DataOb
         assert plan == Done(ended.reason)
 
 
-@settings(deadline=None, max_examples=40)
+@settings(deadline=None, max_examples=20)
 @given(st.data())
 def test_a_reply_stored_in_part_is_completed_and_not_repeated(data: st.DataObject) -> None:
     ended = study("plain")
@@ -98,7 +98,7 @@ def test_a_reply_stored_in_part_is_completed_and_not_repeated(data: st.DataObjec
     assert {p.digest() for p in plan.points} == {p.digest() for p in ended.requests[turn].points[kept:]}
 
 
-@settings(deadline=None, max_examples=12)
+@settings(deadline=None, max_examples=8)
 @given(st.integers(0, 10_000), st.sampled_from(["plain", "tight", "noisy", "levers"]))
 def test_a_tuner_killed_at_any_row_still_ends_and_repeats_no_good_row(cut: int, name: str) -> None:
     world, spec = worlds()[name]
@@ -123,7 +123,7 @@ def test_request_ids_are_unique_and_the_same_in_every_run() -> None:
     assert [r.id for r in drive(spec, world, seed=5).requests] == [r.id for r in study("plain").requests]
 
 
-@settings(deadline=None, max_examples=20)
+@settings(deadline=None, max_examples=10)
 @given(st.data())
 def test_any_failures_whatever_end_in_an_honest_answer(data: st.DataObject) -> None:
     """Outcomes at random: the study ends, and never ships what did not fit or did not run."""

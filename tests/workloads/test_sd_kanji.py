@@ -35,8 +35,8 @@ OPTIONS: dict[str, Scalar] = {"sample_steps": 2}
 
 
 @pytest.fixture(scope="module")
-def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.getbasetemp() / "sd_kanji"
+def cache(kanji_cache: Path) -> Path:
+    return kanji_cache
 
 
 @pytest.fixture(scope="module")

@@ -55,8 +55,8 @@ def picture_folder(folder: Path, rows: Sequence[tuple[str, str]], table: str = "
 
 
 @pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory) -> Prepared:
-    return prepare(tmp_path_factory.getbasetemp() / "sd_kanji", Kanji(), TINY.picture, TINY.tokens, quiet)
+def data(kanji_cache: Path) -> Prepared:
+    return prepare(kanji_cache, Kanji(), TINY.picture, TINY.tokens, quiet)
 
 
 # --- strokes --------------------------------------------------------------------------------------------------------
