@@ -8,13 +8,13 @@ from functools import cache
 import pytest
 
 from tests.search.simulated_world import GIB, Ended, World, drive, make_baseline, make_spec
-from tuner.contract.config import CompileMode, LoaderConfig, RunConfig
+from tuner.contract.config import CompileMode, LoaderConfig, Precision, RunConfig
 from tuner.contract.errors import ConfigError, JobFailed
 from tuner.contract.explanation import Change, ExplainResult, Limit
 from tuner.contract.measurement import Interval, Measurement, Outcome
-from tuner.contract.probe import ProbeKind, ProbeRow, Stage
+from tuner.contract.probe import ProbeKind, ProbeRequest, ProbeRow, Stage
 from tuner.contract.space import Dropped, Knob
-from tuner.contract.study import StudySpec
+from tuner.contract.study import GateSpec, StudySpec
 from tuner.contract.tuned import Decision
 from tuner.search.explain import explain
 
@@ -307,3 +307,14 @@ def test_a_failed_study_says_so() -> None:
     spec: StudySpec = make_spec()
     with pytest.raises(JobFailed, match="it died"):
         explain(spec, [], Decision(kind="failed", reason="it died"))
+
+
+def test_who_fell_and_who_stood_in_are_both_told() -> None:
+    def fault(request: ProbeRequest, config: RunConfig, number: int) -> Outcome | None:
+        first_round = request.stage is Stage.GATE and request.pair == 0
+        return Outcome.OOM_DEVICE if first_round and config != make_spec().baseline else None
+
+    ended = drive(make_spec(gate=GateSpec(finalists=1)), World(flag_factors={Precision.FP16: 0.8}), fault=fault)
+    told = [candidate.verdict for candidate in explain(ended.spec, ended.rows, ended.decision).candidates]
+    assert told.count("shipped") == 1
+    assert sum(verdict.startswith("out: oom_device in the ship gate") for verdict in told) == 1

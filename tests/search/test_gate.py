@@ -14,6 +14,7 @@ from tuner.contract.tuned import Decision
 from tuner.search.gate import looks_of, order_of
 from tuner.search.planner import next_probe
 from tuner.search.selection import select
+from tuner.search.standins import STAND_INS
 
 MEMORY = MemoryPeak(process_bytes=GIB, reserved_bytes=GIB)
 
@@ -121,11 +122,50 @@ ONE_FINALIST = GateSpec(finalists=1)
 FASTER = World(flag_factors={Precision.FP16: 0.8})
 
 
-def test_a_finalist_that_runs_out_of_memory_in_the_gate_is_out() -> None:
+def test_a_finalist_that_runs_out_of_memory_in_the_gate_has_a_stand_in() -> None:
     ended = drive(make_spec(gate=ONE_FINALIST), FASTER, fault=fails_in_gate(Outcome.OOM_DEVICE, 1))
-    assert ended.decision.kind == "no_gain"
+    assert ended.decision.kind == "winner"
+    assert ended.decision.winner is not None
+    (fallen,) = {row.config.digest() for row in ended.rows if row.stage is Stage.GATE and row.outcome.is_oom}
+    winner = ended.decision.winner.config
+    assert winner.digest() != fallen
+    assert fallen not in {config.digest() for config in ended.decision.runner_ups}
     assert any("oom_device" in note for note in ended.decision.notes)
-    assert len(ended.of_stage("gate")) <= 2
+    assert any(note.startswith("stand-in: ") and ended.spec.label(winner) in note for note in ended.decision.notes)
+    rounds = {row.pair or 0 for row in ended.rows if row.stage is Stage.GATE and row.config == winner}
+    assert len(rounds) >= ended.spec.gate.min_pairs
+    assert min(rounds) > 0, "its pairs are its own"
+    assert f"from {len(rounds)} interleaved pairs in {2 * len(rounds)} fresh processes" in ended.decision.reason
+
+
+def test_where_every_stand_in_falls_too_the_baseline_stays() -> None:
+    ended = drive(make_spec(gate=ONE_FINALIST), FASTER, fault=fails_in_gate(Outcome.OOM_DEVICE, 1000))
+    assert ended.decision.kind == "no_gain"
+    tried = {row.config.digest() for row in ended.rows if row.stage is Stage.GATE and row.outcome.is_oom}
+    assert 1 < len(tried) <= 1 + STAND_INS
+
+
+def test_a_winner_that_fails_its_soak_alone_has_a_stand_in() -> None:
+    first: list[str] = []
+
+    def fault(request: ProbeRequest, config: RunConfig, number: int) -> Outcome | None:
+        if request.soak and not first:
+            first.append(config.digest())
+        return Outcome.OOM_DEVICE if request.soak and config.digest() in first else None
+
+    ended = drive(make_spec(gate=ONE_FINALIST), FASTER, fault=fault)
+    assert ended.decision.kind == "winner"
+    assert ended.decision.winner is not None
+    assert ended.decision.winner.config.digest() not in first
+    assert any("its soak failed" in note for note in ended.decision.notes)
+
+
+def test_who_was_judged_and_is_not_faster_has_no_stand_in() -> None:
+    """That would be a second try at the same error level."""
+    flat = World(alpha=0.0, omega=0.001, beta=0.003, data_per_sample=0.0)
+    for seed in range(6):
+        ended = drive(make_spec(gate=ONE_FINALIST), flat, seed=seed)
+        assert len({row.config.digest() for row in ended.rows if row.stage is Stage.GATE}) <= 2
 
 
 def test_the_other_finalist_takes_its_place() -> None:

@@ -12,11 +12,11 @@ from tests.search.simulated_world import World, drive, make_spec
 from tuner.contract.config import LoaderConfig
 from tuner.contract.probe import ProbeKind, Stage
 from tuner.search.gate import Contest, Standing, judged, looks_of
-from tuner.search.gate import standing as gate_standing
 from tuner.search.history import rate_of
 from tuner.search.host import slowdowns
 from tuner.search.objective import Figures
 from tuner.search.situation import situation_of
+from tuner.search.standins import standing as gate_standing
 from tuner.search.view import View
 
 RESTLESS = World(alpha=0.05, host_noise=0.12)

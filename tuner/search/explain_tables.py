@@ -31,7 +31,7 @@ from tuner.search.explain_case import (
     variant_name,
 )
 from tuner.search.forecast import Forecast, noise_of
-from tuner.search.gate import Standing, soak_rows, soaked, standing
+from tuner.search.gate import Standing, soak_rows, soaked
 from tuner.search.history import median_step_s
 from tuner.search.memory import Size, affine
 from tuner.search.model import MEASURED_ERROR, StepFit
@@ -41,6 +41,7 @@ from tuner.search.reasons import changes
 from tuner.search.refine import WORTHWHILE
 from tuner.search.selection import shipped_side
 from tuner.search.stages import compile_plan
+from tuner.search.standins import gates, standing
 from tuner.search.view import View
 
 KEEPS_UP = 0.01
@@ -194,10 +195,11 @@ def predicted_share(view: View, size: Size) -> Interval | None:
 def candidates(case: Case) -> tuple[Candidate, ...]:
     """What ran end to end, best first, then what failed, then the best guesses that were not measured."""
     f = case.s.forecast
-    state = standing(case.s) if gate_needed(case.s) else None
+    whole = standing(case.s) if gate_needed(case.s) else None
     ranked = sorted(f.rates, key=f.measured_worth, reverse=True)
-    found = [_measured_candidate(case, state, point) for point in ranked]
-    found += [_other_model(case, state, side) for side in _other_models(case, state)] if state else []
+    found = [_measured_candidate(case, _gate_of(case, whole, point), point) for point in ranked]
+    for state in gates(whole) if whole else ():
+        found += [_other_model(case, state, side) for side in _other_models(case, state)]
     found += [
         _failed_candidate(case, point, rows[-1])
         for point, rows in case.s.history.of_kind(ProbeKind.END_TO_END).items()
@@ -218,6 +220,13 @@ def _measured_candidate(case: Case, state: Standing | None, point: Point) -> Can
         pairs=len(state.pairs.get(side, ())) if state and side else 0,
         verdict=_verdict(case, state, point, side),
     )
+
+
+def _gate_of(case: Case, state: Standing | None, point: Point) -> Standing | None:
+    """The gate it stood in: the last one, or one before it."""
+    config = config_of(case.spec, point)
+    found = (one for one in gates(state) if _side_of(one, config)) if state else iter(())
+    return next(found, state)
 
 
 def _side_of(state: Standing | None, config: RunConfig) -> int | None:

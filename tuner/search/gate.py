@@ -54,6 +54,8 @@ class Contest:
     """Of each interval, so that all together keep the gate's error level."""
     spec: StudySpec
     """What is compared, and from where a gain counts."""
+    first: int = 0
+    """Number of its first round."""
 
     @property
     def finalists(self) -> range:
@@ -62,16 +64,26 @@ class Contest:
 
 def contest(s: Situation) -> Contest:
     """From the search's rows alone, so that it does not change while the gate runs."""
-    spec = s.view.spec
-    lr = chosen_lr(s.history.search, spec)
-    configs = [with_rate(config_of(spec, point), spec.baseline, lr) for point in finalists(s)]
+    configs = [entrant(s, point) for point in finalists(s)]
     if (changed := lever_finalist(s)) is not None:
         configs.append(changed)  # with the lr its quality was measured at
+    return contest_of(s, configs)
+
+
+def entrant(s: Situation, point: Point) -> RunConfig:
+    """`point` with the learning rate chosen."""
+    spec = s.view.spec
+    return with_rate(config_of(spec, point), spec.baseline, chosen_lr(s.history.search, spec))
+
+
+def contest_of(s: Situation, configs: Sequence[RunConfig], first: int = 0) -> Contest:
+    """`configs` against the reference."""
+    spec = s.view.spec
     sides = (config_of(spec, s.forecast.reference), *configs)
     looks = looks_of(spec.gate) if configs else ()
     rounds = max(looks) if looks else min(BASELINE_ROUNDS, spec.gate.min_pairs)
     tests = max(1, len(configs) * len(looks))
-    return Contest(sides, rounds, looks, 1 - spec.gate.alpha / tests, spec)
+    return Contest(sides, rounds, looks, 1 - spec.gate.alpha / tests, spec, first)
 
 
 def looks_of(gate: GateSpec) -> tuple[int, ...]:
@@ -118,8 +130,14 @@ class Standing:
     """Finalist -> why it is no longer in the contest."""
     won: dict[int, Interval] = field(default_factory=dict)
     """Finalist -> its gain, where it is proven."""
+    fell: set[int] = field(default_factory=set)
+    """Finalists that are out because they failed or did not fit, whatever their speed."""
     broken: str = ""
     """Why the gate was given up."""
+    rounds: int = 0
+    """Begun so far."""
+    before: Standing | None = None
+    """The gate of those this one's finalist stands in for."""
 
     def gain(self, finalist: int) -> Interval | None:
         """In what the objective asks for."""
@@ -175,13 +193,14 @@ class Standing:
         return False, float(model + differences(point_of(before), point_of(after)))
 
 
-def standing(s: Situation) -> Standing:
+def contested(s: Situation, of: Contest) -> Standing:
     """Replay the gate's rows up to the first probe that is missing."""
-    state = Standing(contest(s))
+    state = Standing(of)
     done = void = 0
-    for number in range(state.contest.rounds + VOID_ROUNDS):
-        if done == state.contest.rounds:
+    for number in range(of.first, of.first + of.rounds + VOID_ROUNDS):
+        if done == of.rounds:
             break
+        state.rounds += 1
         measured = _round(s, state, number)
         if measured is None:
             return state
@@ -231,6 +250,7 @@ def _round(s: Situation, state: Standing, number: int) -> dict[int, Measured] | 
             measured[side] = Measured(good[-1], figures)
         if side and (why := _why_out(s, rows, config)):
             state.out[side] = why
+            state.fell.add(side)
     return measured
 
 

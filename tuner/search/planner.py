@@ -15,7 +15,7 @@ from tuner.contract.space import Knob, with_knobs
 from tuner.contract.study import SamplerName, StudySpec
 from tuner.search.confirm import confirm, doubt
 from tuner.search.fallback import handed_over
-from tuner.search.gate import contest, soak, standing
+from tuner.search.gate import contest, soak
 from tuner.search.levers import lever_stage
 from tuner.search.lr import lr_stage
 from tuner.search.points import point_of, rescaled
@@ -23,6 +23,7 @@ from tuner.search.refine import polish, verify
 from tuner.search.requests import make_request
 from tuner.search.situation import Situation, situation_of
 from tuner.search.stages import STAGES, Failed, baseline, equivalence, noise
+from tuner.search.standins import standing
 from tuner.search.view import View
 
 

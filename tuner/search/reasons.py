@@ -21,6 +21,7 @@ from tuner.search.objective import GAIN_IN
 from tuner.search.points import Point, micro_values, point_of
 from tuner.search.situation import Situation
 from tuner.search.stages import compile_plan
+from tuner.search.standins import gates, is_shippable
 from tuner.search.view import EQUIVALENT, View
 
 _NAMES = {
@@ -191,13 +192,18 @@ def _misfit_notes(s: Situation) -> Iterator[str]:
 
 def gate_notes(s: Situation, state: Standing) -> Iterator[str]:
     yield from loss_notes(_fresh_rows(s), state.contest.sides[0], _named_finalists(s, state))
-    for finalist, why in state.out.items():
-        yield f"finalist {s.view.spec.label(state.contest.sides[finalist])}: out, {why}"
+    for gate in reversed([*gates(state)]):
+        label = [s.view.spec.label(side) for side in gate.contest.sides]
+        if gate.before is not None:
+            yield f"stand-in: {label[1]}, in a gate of its own, as who came before could not be shipped"
+        yield from (f"finalist {label[finalist]}: out, {why}" for finalist, why in gate.out.items())
+        failed = [side for side in gate.won if not is_shippable(s, gate.contest.sides[side])]
+        yield from (f"finalist {label[finalist]}: proven, but its soak failed or did not fit" for finalist in failed)
     if state.contest.looks:
-        tests = len(state.contest.finalists) * len(state.contest.looks)
+        tests = round(s.view.spec.gate.alpha / (1 - state.contest.confidence))
         yield (
             f"gate: intervals of {100 * state.contest.confidence:.2f} %: the error level is shared over {tests} tests "
-            f"({len(state.contest.finalists)} finalists, {len(state.contest.looks)} looks; Bonferroni)"
+            f"({tests // len(state.contest.looks)} finalists, {len(state.contest.looks)} looks; Bonferroni)"
         )
 
 

@@ -12,13 +12,14 @@ from tuner.contract.statistics import prediction_interval, throughput
 from tuner.contract.study import StudySpec
 from tuner.contract.tuned import Decision, Promise, Side
 from tuner.search import reasons
-from tuner.search.gate import Standing, soak_order, soak_rows, soaked, standing
+from tuner.search.gate import Standing, soak_order, soak_rows, soaked
 from tuner.search.history import is_ok, rate_of
 from tuner.search.objective import break_even_samples, production_seconds
 from tuner.search.planner import ended_because, gate_needed
 from tuner.search.points import Variant, config_of, point_of
 from tuner.search.situation import Situation, situation_of
 from tuner.search.stages import Failed, baseline
+from tuner.search.standins import fallen, standing
 from tuner.search.view import View
 
 PEAK_ERROR = 0.03
@@ -61,7 +62,8 @@ def _winner(s: Situation, state: Standing, side: int) -> Decision:
     reference, winner = state.contest.sides[0], state.contest.sides[side]
     gain = state.won[side]
     speedup = state.speedup(side)
-    fresh = len(gate_rows(s.history.gate, winner)) + len(gate_rows(s.history.gate, reference))
+    own = [row for row in s.history.gate if row.pair is not None and row.pair >= state.contest.first]
+    fresh = len(gate_rows(own, winner)) + len(gate_rows(own, reference))
     parts = (
         reasons.model_changed(s, winner),
         reasons.changes(reference, winner),
@@ -137,6 +139,11 @@ def _why_no_gain(s: Situation, state: Standing, best: int | None) -> str:
     gain = state.gain(best)
     assert gain is not None
     label = s.view.spec.label(state.contest.sides[best])
+    if best in state.fell:
+        return (
+            f"No gain that can be shipped: the best candidate ({label}) reached {reasons.times(gain)}"
+            f"{reasons.gain_in(s)} of the {name}, but {state.out[best]}."
+        )
     return (
         f"No gain beyond the noise: the best candidate ({label}) reached {reasons.times(gain)}{reasons.gain_in(s)} of "
         f"the {name} in "
@@ -208,7 +215,7 @@ def _runner_ups(s: Situation, state: Standing, shipped: int) -> tuple[RunConfig,
     """Other finalists still sound, then other measured configurations, best first; never of another model, as
     production may fall back on them by itself."""
     sound = [state.contest.sides[i] for i in state.contest.finalists if i != shipped and i not in state.out]
-    failed = {state.contest.sides[i].digest() for i in state.out}
+    failed = {state.contest.sides[i].digest() for i in state.out} | {config.digest() for config in fallen(s, state)}
     ranked = sorted(s.forecast.rates, key=s.forecast.measured_worth, reverse=True)
     measured = [config_of(s.view.spec, point) for point in ranked]
     found: dict[str, RunConfig] = {}
