@@ -21,7 +21,7 @@ TOY = "tests.toys:Toy"
 QUICK = """
 workload: tests.toys:Toy
 space: {micro_batch_size: [4, 8, 16], fused: [false, true], num_workers: [0, 1], lr: [0.001, 0.003]}
-budget_s: 18
+budget_s: 90
 measure: {measure_s: 0.3, compute_s: 0.2}
 gate: {min_pairs: 3, max_pairs: 4, finalists: 1, measure_s: 0.3}
 lr: {samples: 256, seeds: 1}
@@ -30,7 +30,7 @@ lr: {samples: 256, seeds: 1}
 
 def optimize(tuner: RunTuner, tmp_path: Path, *more: str) -> Ran:
     (tmp_path / "study.yaml").write_text(QUICK)
-    return tuner("optimize", "-w", TOY, "--gpu", "cpu", "--spec", "study.yaml", "--json", *more)
+    return tuner("optimize", "-w", TOY, "--gpu", "cpu", "--spec", "study.yaml", "--probes", "6", "--json", *more)
 
 
 def test_optimize_then_train_then_look(tuner: RunTuner, tmp_path: Path) -> None:
@@ -147,7 +147,8 @@ def session_processes(session: int) -> list[psutil.Process]:
 
 def test_a_killed_tuner_goes_on_and_repeats_nothing(tuner: RunTuner, tmp_path: Path, cache: Path) -> None:
     (tmp_path / "study.yaml").write_text(QUICK)
-    words = ("optimize", "-w", TOY, "--gpu", "cpu", "--spec", "study.yaml", "--study", "killed", "--json")
+    own = ("--study", "killed", "--probes", "6", "--json")
+    words = ("optimize", "-w", TOY, "--gpu", "cpu", "--spec", "study.yaml", *own)
     running = start(tmp_path, cache, *words)
     before = wait_for_rows(tmp_path, "killed", 2)
     running.kill()
