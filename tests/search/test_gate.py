@@ -13,8 +13,11 @@ from tuner.contract.study import GateSpec, StudySpec
 from tuner.contract.tuned import Decision
 from tuner.search.gate import looks_of, order_of
 from tuner.search.planner import next_probe
+from tuner.search.points import point_of
 from tuner.search.selection import select
-from tuner.search.standins import STAND_INS
+from tuner.search.situation import situation_of
+from tuner.search.standins import STAND_INS, stand_in
+from tuner.search.view import View
 
 MEMORY = MemoryPeak(process_bytes=GIB, reserved_bytes=GIB)
 
@@ -143,6 +146,16 @@ def test_where_every_stand_in_falls_too_the_baseline_stays() -> None:
     assert ended.decision.kind == "no_gain"
     tried = {row.config.digest() for row in ended.rows if row.stage is Stage.GATE and row.outcome.is_oom}
     assert 1 < len(tried) <= 1 + STAND_INS
+
+
+def test_a_stand_in_is_somebody_new() -> None:
+    """Another finalist of the gate that was judged and is not faster is not tried again."""
+    ended = drive(make_spec(gate=ONE_FINALIST), FASTER, fault=fails_in_gate(Outcome.OOM_DEVICE, 1))
+    s = situation_of(View(ended.spec, ended.rows))
+    fell = [point_of(row.config) for row in ended.rows if row.stage is Stage.GATE and row.outcome.is_oom]
+    first = stand_in(s, fell, fell)
+    assert first is not None
+    assert stand_in(s, fell, [*fell, first]) not in (first, *fell)
 
 
 def test_a_winner_that_fails_its_soak_alone_has_a_stand_in() -> None:

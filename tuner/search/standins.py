@@ -64,16 +64,17 @@ def _following(s: Situation, state: Standing) -> Contest | None:
     if any(is_shippable(s, state.contest.sides[side]) for side in state.won):
         return None
     fell = [config for config in fallen(s, state) if config.options == s.view.spec.baseline.options]
-    point = stand_in(s, [point_of(config) for config in fell]) if fell else None
+    judged = [point_of(side) for gate in gates(state) for side in gate.contest.sides]
+    point = stand_in(s, [point_of(config) for config in fell], judged) if fell else None
     if point is None:
         return None
     following = contest_of(s, [entrant(s, point)], state.contest.first + state.rounds)
     return replace(following, confidence=state.contest.confidence)
 
 
-def stand_in(s: Situation, fell: list[Point]) -> Point | None:
-    """The best measured configuration that beat the reference in the search and is of another size than those that did
-    not fit; if there is one, with room for as much as they passed what the search had seen of them."""
+def stand_in(s: Situation, fell: list[Point], judged: list[Point]) -> Point | None:
+    """The best measured configuration not `judged` that beat the reference in the search, of another size than those
+    that did not fit; if there is one, with room for as much as they passed what the search had seen of them."""
     f = s.forecast
     needed = {point: s.history.shares[s.history.needed(point)] for point in (*f.roomy, *fell)}
     passed = {point: share for point in fell if (share := _fresh_share(s, point)) > 1.0}
@@ -83,7 +84,9 @@ def stand_in(s: Situation, fell: list[Point]) -> Point | None:
     able = [
         point
         for point in sorted(f.roomy, key=lambda p: -f.measured_worth(p))
-        if point not in (f.reference, *fell) and f.measured_worth(point) > bar and s.history.needed(point) not in tight
+        if point not in (f.reference, *judged)
+        and f.measured_worth(point) > bar
+        and s.history.needed(point) not in tight
     ]
     return next(iter([point for point in able if needed[point] * grew <= 1.0] or able), None)
 
