@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from contextlib import nullcontext
 
 import pytest
 import torch
@@ -15,13 +16,13 @@ from tuner.contract.config import LoaderConfig, RunConfig
 from tuner.contract.measurement import MemoryPeak, Outcome
 from tuner.contract.probe import PhaseEvent, ProbeKind, ProbeLimits
 from tuner.contract.statistics import throughput
-from tuner.engine.clock import HostClock
 from tuner.engine.hooks import Hook, Phases
 from tuner.engine.live_bytes import LiveBytes
 from tuner.engine.loader import Group, ResidentSource, count_weights, first_batches
 from tuner.engine.memory import PeakMemory
-from tuner.engine.meter import Meter, buffered_steps
+from tuner.engine.meter import REFERENCES, Meter, buffered_steps, round_steps
 from tuner.engine.record import ENTRIES, StepRecord, judge_warmup, thin
+from tuner.engine.reference import HostReference
 from tuner.engine.step import StepResult
 from tuner.engine.trainer import Trainer
 
@@ -34,6 +35,8 @@ class ScriptedClock:
         self._ready: list[float] = []
 
     def begin(self) -> None: ...
+
+    def rest(self) -> None: ...
 
     def end(self) -> None:
         self._ready.append(self._script.pop(0) if self._script else 0.010)
@@ -94,23 +97,119 @@ def test_what_the_loader_had_ready_is_dropped() -> None:
     assert meter.measurement(trainer).warmup_steps >= 6
 
 
-def test_time_in_hooks_is_no_step_time() -> None:
-    class Slow(Hook):
-        def after_step(self, trainer: Trainer, result: StepResult) -> None:
-            torch.randn(400, 400) @ torch.randn(400, 400)
-            self.seen = list(trainer.clock.take(wait=True))
-            time.sleep(0.05)
+class Busy(Hook):
+    """Takes `seconds` after every step: as itself, or in a break."""
 
-    config, slow = toy_config(), Slow()
-    trainer = Trainer(Toy({}), config, device=CPU, hooks=[slow])
-    trainer.step()
-    trainer.clock.take(wait=True)
-    times = []
-    for _ in range(5):
-        slow.after_step(trainer, trainer.step())
-        times += slow.seen
-    assert len(times) == 5
-    assert min(times) < 0.05
+    def __init__(self, phases: Phases, seconds: float, *, breaks: bool) -> None:
+        self.phases = phases
+        self.seconds = seconds
+        self.breaks = breaks
+        self.steps: list[StepResult] = []
+
+    def after_step(self, trainer: Trainer, result: StepResult) -> None:
+        self.steps.append(result)
+        with self.phases.during("evaluate") if self.breaks else nullcontext():
+            time.sleep(self.seconds)
+
+
+def run_beside(busy: Busy, config: RunConfig, steps: int) -> list[float]:
+    """Seconds of each step of a run with `busy` among its hooks."""
+    trainer = Trainer(Toy(config.options), config, device=CPU, hooks=[busy])
+    busy.phases.on_break = trainer.rest
+    trainer.run(steps * config.effective_batch_size)
+    trainer.close()
+    return trainer.clock.take(wait=True)
+
+
+def test_what_a_hook_does_beside_the_steps_counts_as_it_does_for_the_user() -> None:
+    times = run_beside(Busy(Phases(lambda _: None), 0.05, breaks=False), toy_config(), 6)
+    assert len(times) == 6
+    assert min(times[1:]) >= 0.05
+
+
+def test_a_break_is_in_no_step() -> None:
+    slept = run_beside(Busy(Phases(lambda _: None), 0.3, breaks=True), toy_config(), 6)
+    assert len(slept) == 6
+    assert sorted(slept)[3] < 0.3
+
+
+def test_steps_fed_from_what_workers_made_during_a_break_are_told_and_not_counted() -> None:
+    """8 items of 5 ms make a micro-batch: the loader binds, so nothing lies ready before the break."""
+    busy = Busy(Phases(lambda _: None), 0.5, breaks=True)
+    config = toy_config({"load_s": 0.005}, loader=LoaderConfig(num_workers=2, prefetch_factor=2), accumulation_steps=1)
+    run_beside(busy, config, 4)
+    assert not busy.steps[0].ahead
+    assert all(step.ahead for step in busy.steps[1:])
+    record = StepRecord(ScriptedClock([]))
+    for step in range(40):
+        record.step_s.append(0.001 if 20 <= step < 24 else 0.010)
+        record.add(StepResult(8, {"total": torch.tensor(1.0)}, ahead=20 <= step < 24))
+    measured = record.measurement(8, MemoryPeak(process_bytes=1))
+    assert set(measured.steady_step_s) == {0.010}
+    assert record.stretch(18, 26) == pytest.approx((4, 0.040, 0.0))
+
+
+@pytest.mark.parametrize("reference", [False, True])
+def test_no_probe_is_faster_than_the_loader_can_be(reference: bool) -> None:
+    """Two workers that sleep 4 ms an item bring at most 500 samples a second, whatever else is done meanwhile."""
+    config = toy_config({"load_s": 0.004}, loader=LoaderConfig(num_workers=2, prefetch_factor=4), accumulation_steps=1)
+    limits = ProbeLimits(measure_s=1.0, min_steps=8, half_width=1e-6)
+    (reply,) = replies(answer(ProbeKind.END_TO_END, config, limits=limits, reference=reference))
+    assert reply.measurement is not None
+    assert throughput(reply.measurement).value <= 1.02 * 500
+    assert len(reply.measurement.reference_s) == (2 * REFERENCES if reference else 0)
+
+
+def test_workers_that_deliver_in_bursts_are_measured_in_whole_rounds() -> None:
+    """Eight workers in step with each other: seven batches at once, then a wait. Every round takes 80 ms."""
+    burst = [*[0.001] * 7, 0.073]
+    config = toy_config(loader=LoaderConfig(num_workers=8, prefetch_factor=2), accumulation_steps=1)
+    assert round_steps(config) == 8
+    assert round_steps(config.model_copy(update={"accumulation_steps": 2})) == 4
+    trainer, meter = metered(config, [0.001] * 3 + burst * 100, ProbeLimits(measure_s=0.5, half_width=1e-6))
+    trainer.close()
+    measured = meter.measurement(trainer)
+    found = throughput(measured)
+    assert len(measured.steady_step_s) % 8 == 0
+    assert found.value == pytest.approx(8 * 8 / 0.080)
+    assert found.high / found.low < 1.02
+
+
+def test_a_stretch_fed_from_a_full_queue_is_not_taken_for_the_loaders_speed() -> None:
+    """What lay ready runs out: the first steps take 10 ms, once the queue is empty 20 ms."""
+
+    class Draining(ResidentSource):
+        def __init__(self, groups: list[Group], lying: int) -> None:
+            super().__init__(groups)
+            self.lying = lying
+
+        def next_group(self) -> Group:
+            self.lying = max(0, self.lying - 1)
+            return super().next_group()
+
+        def ready(self) -> int:
+            return self.lying
+
+    config = toy_config(accumulation_steps=1)
+    workload = Toy(config.options)
+    batches = first_batches(workload, config, 1)
+    source = Draining([Group(batches, count_weights(workload, batches))], lying=60)
+    trainer = Trainer(workload, config, device=CPU, source=source)
+    trainer.clock = ScriptedClock([0.010] * 60 + [0.020] * 1000)
+    meter = Meter(ProbeLimits(measure_s=0.3, half_width=1e-6), Phases(lambda _: None), PeakMemory(CPU))
+    trainer.hooks = [meter]
+    trainer.run()
+    assert throughput(meter.measurement(trainer)).value == pytest.approx(8 / 0.020)
+
+
+def test_the_reference_work_is_done_on_one_thread_and_gives_the_others_back() -> None:
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        assert len(HostReference().measure(3)) == 3
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)
 
 
 @settings(max_examples=50, deadline=None)
@@ -236,10 +335,10 @@ def test_trace_of_a_loss_that_looks_at_values_is_unsupported() -> None:
 
 
 def test_a_slow_stretch_of_production_is_not_called_warm_up() -> None:
-    record = StepRecord(HostClock())
+    record = StepRecord(ScriptedClock([]))
     for step in range(200):
         record.step_s.append(0.4 if step < 90 else 0.1)
-        record.wait_s.append(0.0)
+        record.add(StepResult(16, {"total": torch.tensor(1.0)}))
     peak = MemoryPeak(process_bytes=1)
     judged = record.measurement(16, peak).warmup_steps
     capped = record.measurement(16, peak, most_warmup=2).warmup_steps

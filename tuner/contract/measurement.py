@@ -100,18 +100,23 @@ class Measurement(Frozen):
 
     samples_per_step: int = Field(ge=1)
     step_s: tuple[float, ...]
-    """Wall seconds of each step, from the end of the step before (data wait included). For loader probes: per batch."""
+    """Wall seconds of each step, from the end of the step before (data wait and whatever else came between included,
+    but no break). For loader probes: per batch."""
     data_wait_s: tuple[float, ...] = ()
     """Part of each step spent waiting for the loader."""
     losses: dict[str, tuple[float, ...]] = Field(default_factory=dict)
     """Weighted mean of each loss term per step; `total` is what was differentiated."""
     warmup_steps: int = Field(default=0, ge=0)
     """Leading entries of `step_s` that are not steady state, judged and not assumed."""
+    round_steps: int = Field(default=1, ge=1)
+    """Entries after which every loader worker has delivered as often as the others. Workers in step with each other
+    deliver in bursts, so only whole rounds have a throughput."""
     memory: MemoryPeak
     phases_s: dict[str, float] = Field(default_factory=dict)
     """Seconds by phase: start, import, build, compile, warmup, measure, teardown (those that occurred)."""
     reference_s: tuple[float, ...] = ()
-    """Seconds of a fixed piece of work interleaved with the steps: the host's own drift."""
+    """Seconds of a fixed piece of work, done where the configuration did not run (before the first step and after the
+    last, on one thread, no loader worker at work): the host's own speed."""
     telemetry: Telemetry | None = None
     parameters: int | None = None
     flops_per_sample: float | None = None

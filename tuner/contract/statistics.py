@@ -18,15 +18,20 @@ _Floats = NDArray[np.float64]
 BOOTSTRAPS = 1000
 
 
-def warmup_cut(step_s: Sequence[float], *, minimum: int = 1, tolerance: float = 0.01) -> int | None:
+def warmup_cut(
+    step_s: Sequence[float], *, minimum: int = 1, tolerance: float = 0.01, round_steps: int = 1
+) -> int | None:
     """First step of the steady state, or None while there is none.
 
     The cut is the smallest c >= `minimum` for which the medians of the first and second half of
     `step_s[c:]` agree within max(`tolerance`, two standard errors of their difference), and likewise those of
     the first eighth and the rest: medians of halves do not see a short slow start, but the mean does.
-    At least six steps must remain. Candidates grow by an eighth, so a long run stays cheap.
+    At least six steps must remain. Candidates grow by an eighth, so a long run stays cheap. Where loader workers
+    deliver in rounds, the steps of a round are judged by their mean.
     """
     times = np.asarray(step_s, dtype=np.float64)
+    if round_steps > 1:
+        return _cut_of_rounds(times, minimum, tolerance, round_steps)
     cut = minimum
     while len(times) - cut >= 6:
         left = times[cut:]
@@ -35,6 +40,15 @@ def warmup_cut(step_s: Sequence[float], *, minimum: int = 1, tolerance: float = 
             return cut
         cut += max(1, len(left) // 8)
     return None
+
+
+def _cut_of_rounds(times: _Floats, minimum: int, tolerance: float, round_steps: int) -> int | None:
+    """As `warmup_cut`, over the whole rounds that end with the last step and begin at `minimum` or later."""
+    rounds = max(0, len(times) - minimum) // round_steps
+    first = len(times) - rounds * round_steps
+    means = times[first:].reshape(rounds, round_steps).mean(axis=1)
+    cut = warmup_cut([float(mean) for mean in means], minimum=0, tolerance=tolerance)
+    return None if cut is None else first + cut * round_steps
 
 
 def _agree(first: _Floats, second: _Floats, tolerance: float) -> bool:
@@ -53,26 +67,31 @@ def throughput(measurement: Measurement, confidence: float = 0.95) -> Interval:
     first and last steps their full weight. The value always lies within its interval.
     Raises ValueError when no steady step was measured.
     """
-    return rate_interval(measurement.steady_step_s, measurement.samples_per_step, confidence)
+    return rate_interval(
+        measurement.steady_step_s, measurement.samples_per_step, confidence, round_steps=measurement.round_steps
+    )
 
 
-def rate_interval(step_s: Sequence[float], samples_per_step: int, confidence: float = 0.95) -> Interval:
+def rate_interval(
+    step_s: Sequence[float], samples_per_step: int, confidence: float = 0.95, *, round_steps: int = 1
+) -> Interval:
+    """As `throughput`, of bare step times; blocks are whole rounds of `round_steps`."""
     times = np.asarray(step_s, dtype=np.float64)
     if len(times) == 0:
         raise ValueError("no steady step was measured")
     value = samples_per_step / float(times.mean())
     if len(times) < 3:
         return Interval(value=value, low=0.0, high=math.inf, confidence=confidence)
-    means = _block_means(times)
+    means = _block_means(times, round_steps)
     tail = (1 - confidence) / 2
     slow, fast = np.quantile(means, [1 - tail, tail])
     low, high = samples_per_step / float(slow), samples_per_step / float(fast)
     return Interval(value=value, low=min(low, value), high=max(high, value), confidence=confidence)
 
 
-def _block_means(times: _Floats) -> _Floats:
+def _block_means(times: _Floats, round_steps: int) -> _Floats:
     n = len(times)
-    block = max(1, round(n ** (1 / 3)))
+    block = min(n, math.ceil(max(1, round(n ** (1 / 3))) / round_steps) * round_steps)
     rng = np.random.default_rng(0)
     starts = rng.integers(0, n, size=(BOOTSTRAPS, math.ceil(n / block)))
     sums = np.concatenate(([0.0], np.cumsum(np.concatenate((times, times[:block])))))

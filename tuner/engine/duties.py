@@ -28,6 +28,8 @@ from tuner.engine.trainer import Trainer
 SIGNALS = ("SIGTERM", "SIGUSR1", "SIGINT")
 RAREST = 5.0
 """How many times rarer than at first the host's reference is taken in a long run."""
+WORKERS_REST_S = 0.5
+"""Longest wait for the loader's workers to come to rest; what they make meanwhile is used afterwards."""
 
 
 class Keeper(Hook):
@@ -134,10 +136,15 @@ def _all_finite(trainer: Trainer) -> bool:
 
 
 class ReferenceWork(Hook):
-    """The host's own speed (CPU only): often in a short run, more and more rarely, down to a fifth, in a long one."""
+    """The host's own speed (CPU only): often in a short run, more and more rarely, down to a fifth, in a long one.
 
-    def __init__(self, every_s: float) -> None:
+    Taken in a break of its own, once the loader's workers have nothing to do: a worker at work would slow it, and be
+    read as a slow host. Where they do not come to rest soon it is left out, and tried again later.
+    """
+
+    def __init__(self, every_s: float, phases: Phases) -> None:
         self._every_s = every_s
+        self._phases = phases
         self._work: HostReference | None = None
         self._began = self._last = time.monotonic()
         self.seconds: list[float] = []
@@ -145,23 +152,27 @@ class ReferenceWork(Hook):
     def on_start(self, trainer: Trainer) -> None:
         if trainer.device.type == "cpu":
             self._work = HostReference()
-            self._began = self._last = time.monotonic()
+            self._began = time.monotonic()
+            self._measure(trainer)
 
     def after_step(self, trainer: Trainer, result: StepResult) -> None:  # noqa: ARG002
         now = time.monotonic()
         if self._work is not None and now - self._last >= self._interval_s(now - self._began):
-            self._measure()
+            self._measure(trainer)
 
-    def on_end(self, trainer: Trainer) -> None:  # noqa: ARG002
+    def on_end(self, trainer: Trainer) -> None:
+        trainer.close_loader()
         if self._work is not None:
-            self._measure()
+            self._measure(trainer)
 
     def _interval_s(self, elapsed_s: float) -> float:
         return min(RAREST * self._every_s, max(self._every_s, elapsed_s / 60))
 
-    def _measure(self) -> None:
+    def _measure(self, trainer: Trainer) -> None:
         assert self._work is not None
-        self.seconds.append(self._work.measure())
+        with self._phases.during("reference"):
+            if trainer.loader_rests(WORKERS_REST_S):
+                self.seconds += self._work.measure()
         self._last = time.monotonic()
 
 

@@ -17,7 +17,8 @@ Emit = Callable[[Event], None]
 
 
 class Hook:
-    """Does nothing. Time spent in hooks is no part of a step's time."""
+    """Does nothing. Seconds spent in `after_step` belong to the next step, as they do for the user; what is to be in no
+    step is done within `Phases.during`."""
 
     def on_start(self, trainer: Trainer) -> None:
         """Before the first step of this run."""
@@ -37,6 +38,8 @@ class Phases:
         self._name = ""
         self._since = time.monotonic()
         self._seconds: dict[str, float] = {}
+        self.on_break: Callable[[], None] = lambda: None
+        """Told when a phase within another begins: what is done in it is no part of a step."""
 
     @property
     def current(self) -> str:
@@ -51,6 +54,7 @@ class Phases:
     @contextmanager
     def during(self, name: str) -> Iterator[None]:
         """A phase within another, which goes on afterwards."""
+        self.on_break()
         before = self._name
         self.enter(name)
         try:

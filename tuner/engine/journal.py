@@ -107,19 +107,18 @@ class Journal(Hook):
 
     def _log(self, trainer: Trainer) -> None:
         record, since = self.record, self._logged
-        steps = record.step_s[since:]
-        seconds = sum(steps)
-        if not seconds:
+        found = record.stretch(since)
+        if not found.seconds:
             return
         self._means.take(record.losses)
         line = TrainEvent(
             samples=trainer.samples,
             step=trainer.steps,
             elapsed_s=time.monotonic() - self._began,
-            samples_per_s=trainer.config.effective_batch_size * len(steps) / seconds,
+            samples_per_s=trainer.config.effective_batch_size * found.steps / found.seconds,
             losses=self._means.means(),
             lr=self._lr,
-            data_wait=min(1.0, sum(record.wait_s[since:]) / seconds),
+            data_wait=min(1.0, found.wait_s / found.seconds),
             peak_bytes=self._memory.gate_bytes(),
         )
         if self._provisional:

@@ -214,7 +214,7 @@ class Pictures(Hook):
             self._scores.add(trainer, Origin.ASSESS, found)
 
     def _draw(self, trainer: Trainer) -> None:
-        with tolerated(f"curves at {trainer.samples:,} samples", self._emit):
+        with tolerated(f"curves at {trainer.samples:,} samples", self._emit), self._phases.during("sample"):
             tables = [table.rows() for table in self._scores.tables.values()]
             draw_curves(self._log.rows(), tables, self._out_dir / "curves.png", self._trivial)
 

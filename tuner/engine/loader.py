@@ -9,7 +9,7 @@ from __future__ import annotations
 import time
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, Protocol, cast
@@ -245,6 +245,14 @@ class Source(Protocol):
 
     def next_group(self) -> Group: ...
 
+    def ready(self) -> int:
+        """Micro-batches that lie ready, made ahead by workers; 0 without workers."""
+        ...
+
+    def idle(self) -> bool:
+        """Have the workers nothing to do, as everything they may make ahead lies ready?"""
+        ...
+
     def close(self) -> None: ...
 
 
@@ -274,6 +282,19 @@ class StreamSource:
         except Exception as error:
             raise LoaderFailed("the data loader failed") from error
 
+    def ready(self) -> int:
+        early = getattr(self._batches, "_task_info", {}).values()  # those that came before their turn hold their data
+        return self._queued() + sum(len(task) > 1 for task in early)
+
+    def idle(self) -> bool:
+        return self._queued() >= int(getattr(self._batches, "_tasks_outstanding", 0))
+
+    def _queued(self) -> int:
+        """torch's DataLoader tells this in private places only; where it does not (macOS), nothing lies ready."""
+        with suppress(AttributeError, NotImplementedError):
+            return int(cast(Any, self._batches)._data_queue.qsize())
+        return 0
+
     @property
     def worker_pids(self) -> list[int]:
         """The processes that make the batches; empty without workers."""
@@ -298,6 +319,12 @@ class ResidentSource:
         group = self._groups[self._next % len(self._groups)]
         self._next += 1
         return group
+
+    def ready(self) -> int:
+        return 0
+
+    def idle(self) -> bool:
+        return True
 
     def close(self) -> None:
         self._groups.clear()

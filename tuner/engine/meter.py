@@ -1,4 +1,8 @@
-"""The meter: a hook that lets a run warm up, measures its steady state, and stops it when enough is known."""
+"""The meter: a hook that lets a run warm up, measures its steady state, and stops it when enough is known.
+
+What is measured is what production will have: an unbroken stretch of steps whose seconds add up to wall time. Nothing
+is done in it that gives the loader's workers free time; the host's reference work is done before it and after it.
+"""
 
 from __future__ import annotations
 
@@ -20,15 +24,23 @@ from tuner.engine.trainer import Trainer
 FIRST_STEPS = 2
 """Compilation, lazy initialisation, the optimizer's state: never steady."""
 PATIENCE = 5.0
-"""Slow steps may take this many times `measure_s` to reach `min_steps`; after that two steps must do."""
-REFERENCES = 8
-"""The host's reference work is done about this many times in one measurement."""
+"""Slow steps may take this many times `measure_s` to reach `min_steps` and a whole round of the loader's workers; after
+that two steps must do."""
+REFERENCES = 4
+"""The host's reference work is done so many times before the first step, and again after the last."""
+PRECISE_ROUNDS = 3
+"""Rounds of the loader's workers without which no interval is called narrow."""
+DRAINED = 0.005
+"""A stretch that took more than this share of its batches from what lay ready before it is faster than the loader."""
+DRAINING = 2.0
+"""Such a stretch goes on for so many times `measure_s`; then what lay ready is taken as gone, and a new one begins."""
 
 
 class Meter(Hook):
     """Measures until the interval of the throughput is narrow, or the time for it is spent.
 
-    Seconds of other hooks and of the reference work are in no step. At least two optimizer steps are always made.
+    At least two optimizer steps are always made. With loader workers a stretch begins once their buffer is used up,
+    and ends with a whole round of them.
     """
 
     def __init__(self, limits: ProbeLimits, phases: Phases, memory: PeakMemory, *, reference: bool = False) -> None:
@@ -41,16 +53,21 @@ class Meter(Hook):
         self._record: StepRecord | None = None
         self._telemetry: TelemetrySampler | None = None
         self._least_warmup = FIRST_STEPS
+        self._round = 1
         self._next_judged = 0
         self._measured_s = 0.0
         self._summed = 0
+        self._ready = 0
+        """Batches that lay ready when the stretch began."""
+        self._restarted = False
 
     def on_start(self, trainer: Trainer) -> None:
         self._record = StepRecord(trainer.clock)
         self._telemetry = TelemetrySampler(trainer.device)
-        if self._wants_reference and trainer.device.type == "cpu" and trainer.rank.leads:
-            self._reference = HostReference()
+        if self._wants_reference and trainer.device.type == "cpu":
+            self._refer(trainer)
         self._least_warmup = FIRST_STEPS + buffered_steps(trainer.config)
+        self._round = round_steps(trainer.config)
         compiles = trainer.config.compile is not CompileMode.EAGER
         self._phases.enter("compile" if compiles else "warmup")
 
@@ -70,41 +87,63 @@ class Meter(Hook):
         spent = sum(record.step_s[FIRST_STEPS:])
         if trainer.steps < FIRST_STEPS or (trainer.steps < self._least_warmup and spent < self._limits.measure_s):
             return
-        self._least_warmup = self._summed = trainer.steps
-        self._next_judged = self._least_warmup + max(6, self._limits.min_steps)
-        self._phases.enter("measure")
         assert self._telemetry is not None
         self._telemetry.start()
-        if self._reference is not None:
-            self._reference.measure()  # the loader still fills its buffer: slower than all that follow, so not kept
+        self._phases.enter("measure")
+        self._begin(trainer, record)
+
+    def _begin(self, trainer: Trainer, record: StepRecord) -> None:
+        """The stretch begins with the next step."""
+        self._least_warmup = trainer.steps
+        self._summed = len(record.step_s)
+        self._measured_s = 0.0
+        self._next_judged = self._least_warmup + max(6, self._limits.min_steps, PRECISE_ROUNDS * (self._round - 1))
+        self._ready = trainer.source.ready()
 
     def _measure(self, trainer: Trainer, record: StepRecord) -> None:
         steps = len(record.step_s) - self._least_warmup
         self._measured_s += sum(record.step_s[self._summed :])
         self._summed = len(record.step_s)
-        measured_s = self._measured_s
-        if len(self.reference_s) <= REFERENCES * measured_s / self._limits.measure_s:
-            self._refer()
-        if measured_s >= self._limits.measure_s:
-            patient = measured_s < PATIENCE * self._limits.measure_s
-            if steps >= (self._limits.min_steps if patient else 2):
+        spent = self._measured_s / self._limits.measure_s
+        if spent >= PATIENCE:
+            self._stop(trainer, "measured", steps >= 2)
+        elif steps % self._round:
+            return
+        elif spent >= 1 and steps >= self._limits.min_steps:
+            if self._restarted or not self._drains(trainer, steps):
                 trainer.stop("measured")
+            elif spent >= DRAINING:
+                self._restarted = True
+                self._begin(trainer, record)
         elif len(record.step_s) >= self._next_judged:
             self._next_judged = len(record.step_s) + max(4, steps // 8)
-            if self._is_precise(record):
-                trainer.stop("precise")
+            self._stop(trainer, "precise", self._is_precise(record) and not self._drains(trainer, steps))
+
+    @staticmethod
+    def _stop(trainer: Trainer, reason: str, enough: bool) -> None:
+        if enough:
+            trainer.stop(reason)
+
+    def _drains(self, trainer: Trainer, steps: int) -> bool:
+        """Were the steps of the stretch fed from what lay ready, so that they were faster than the loader can be?"""
+        fallen = self._ready - trainer.source.ready()
+        return fallen > DRAINED * steps * trainer.config.accumulation_steps
 
     def _is_precise(self, record: StepRecord) -> bool:
-        cut = warmup_cut(record.step_s, minimum=self._least_warmup)
+        cut = warmup_cut(record.step_s, minimum=self._least_warmup, round_steps=self._round)
         if cut is None or len(record.step_s) - cut < self._limits.min_steps:
             return False
-        return half_width(rate_interval(record.step_s[cut:], 1)) <= self._limits.half_width
+        return half_width(rate_interval(record.step_s[cut:], 1, round_steps=self._round)) <= self._limits.half_width
 
     def on_end(self, trainer: Trainer) -> None:
         """Raises Diverged when a total loss was not finite."""
         record = self._opened()
         record.drain()
-        self._refer()
+        assert self._telemetry is not None
+        self._telemetry.stop()
+        if self._wants_reference and trainer.device.type == "cpu":
+            trainer.close_loader()
+            self._refer(trainer)
         lost = sum(not math.isfinite(value) for value in record.losses.get("total", ()))
         skips_allowed = trainer.arithmetic.scaler is not None
         if lost and (not skips_allowed or record.not_finite_at_end()):
@@ -118,6 +157,7 @@ class Meter(Hook):
             trainer.config.effective_batch_size,
             trainer.rank.largest(self._memory.read()),
             least_warmup=self._least_warmup,
+            round_steps=self._round,
             telemetry=self._telemetry.stop(),
             reference_s=self.reference_s,
             phases_s=self._phases.seconds(),
@@ -130,9 +170,13 @@ class Meter(Hook):
         if self._telemetry is not None:
             self._telemetry.stop()
 
-    def _refer(self) -> None:
-        if self._reference is not None:
-            self.reference_s.append(self._reference.measure())
+    def _refer(self, trainer: Trainer) -> None:
+        """The leading rank measures the host while the others wait: nothing of the configuration runs."""
+        trainer.rank.gather(0)
+        if trainer.rank.leads:
+            self._reference = self._reference or HostReference()
+            self.reference_s += self._reference.measure(REFERENCES)
+        trainer.rank.gather(0)
 
     def _opened(self) -> StepRecord:
         assert self._record is not None, "the meter was not started"
@@ -143,3 +187,9 @@ def buffered_steps(config: RunConfig) -> int:
     """Steps that the loader's workers can serve from what they prefetched before the steady state."""
     batches = config.loader.num_workers * config.loader.prefetch_factor
     return math.ceil(batches / config.accumulation_steps)
+
+
+def round_steps(config: RunConfig) -> int:
+    """Steps after which every loader worker has delivered as often as the others: batches come from them in turn."""
+    workers = max(1, config.loader.num_workers)
+    return workers // math.gcd(workers, config.accumulation_steps)

@@ -25,7 +25,7 @@ from tuner.engine.hooks import Emit, Heartbeat, Phases
 from tuner.engine.journal import Journal
 from tuner.engine.judging import Evaluator, Pictures, sum_up, trivial_figures
 from tuner.engine.memory import PeakMemory
-from tuner.engine.meter import FIRST_STEPS, buffered_steps
+from tuner.engine.meter import FIRST_STEPS, buffered_steps, round_steps
 from tuner.engine.onlookers import Onlookers
 from tuner.engine.run_lock import RunLock
 from tuner.engine.scores import Origin, Scores
@@ -114,7 +114,7 @@ class Production:
         self._scores = Scores(self._out, emit)
         self._best = self._best_keeper()
         self._trivial: dict[str, Trivial] = {}
-        self._reference = duties.ReferenceWork(plan.reference_every_s)
+        self._reference = duties.ReferenceWork(plan.reference_every_s, phases)
         self._stop = duties.StopFlag()
         self._stall = StallWatch(plan.stall_s, emit)
         self._live = LiveWatch(plan, lambda: self._journal.record, self._reference.seconds, self._memory, phases, emit)
@@ -170,6 +170,7 @@ class Production:
             ),
         ]
         trainer = Trainer(self._workload, self._config, device=self._device, hooks=hooks)
+        phases.on_break = trainer.rest
         self._trainer = trainer
         return trainer
 
@@ -226,6 +227,7 @@ class Production:
             self._config.effective_batch_size,
             trainer.rank.largest(self._memory.read()),
             most_warmup=FIRST_STEPS + buffered_steps(self._config),
+            round_steps=round_steps(self._config),
             reference_s=self._reference.seconds,
             phases_s=self._phases.seconds(),
             parameters=trainer.parameter_count,

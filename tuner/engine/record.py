@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from array import array
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 
@@ -17,6 +18,20 @@ ENTRIES = 4000
 """A measurement has at most about this many entries; above it, each is the mean of a few consecutive steps."""
 
 
+MIN_ROUNDS = 6
+"""With fewer rounds of the loader's workers nobody can tell a slow start from the rest."""
+LEAST_STEADY = 0.25
+"""Where breaks follow each other so closely that fewer steps than this share are not fed ahead, all count."""
+
+
+class Stretch(NamedTuple):
+    """Some steps of a run, added up."""
+
+    steps: int
+    seconds: float
+    wait_s: float
+
+
 class StepRecord:
     """Fed after every step. Losses are tensors until `drain`, so that the device is not waited for every step."""
 
@@ -25,11 +40,14 @@ class StepRecord:
         self._pending: list[StepResult] = []
         self.step_s: array[float] = array("d")
         self.wait_s: array[float] = array("d")
+        self.ahead = array("b")
+        """1 for each step that was fed from what the loader's workers made during a break."""
         self.losses: dict[str, array[float]] = {}
 
     def add(self, result: StepResult) -> None:
         self._pending.append(result)
         self.wait_s.append(result.wait_s)
+        self.ahead.append(result.ahead)
         self.step_s.extend(self._clock.take(wait=False))
 
     @property
@@ -54,6 +72,22 @@ class StepRecord:
             count += 1
         return count
 
+    def stretch(self, since: int, until: int | None = None) -> Stretch:
+        """The steps from number `since` on whose times are known; those fed ahead only where there are no others."""
+        steps = range(since, len(self.step_s) if until is None else until)
+        steady = [step for step in steps if not self.ahead[step]] or list(steps)
+        return Stretch(
+            len(steady),
+            math.fsum(self.step_s[step] for step in steady),
+            math.fsum(self.wait_s[step] for step in steady),
+        )
+
+    def _steady(self, cut: int) -> list[int]:
+        """The steps that count: all up to `cut` (the warm-up), then those not fed ahead, if enough are left."""
+        steps = range(len(self.step_s))
+        steady = [step for step in steps if step < cut or not self.ahead[step]]
+        return steady if len(steady) - cut >= LEAST_STEADY * (len(steps) - cut) else list(steps)
+
     def measurement(
         self,
         samples_per_step: int,
@@ -61,6 +95,7 @@ class StepRecord:
         *,
         least_warmup: int = 1,
         most_warmup: int | None = None,
+        round_steps: int = 1,
         telemetry: Telemetry | None = None,
         reference_s: Sequence[float] = (),
         phases_s: dict[str, float] | None = None,
@@ -68,16 +103,22 @@ class StepRecord:
         flops_per_sample: float | None = None,
     ) -> Measurement:
         """Warm-up judged and everything thinned to `ENTRIES`. Call `drain` first."""
-        cut = judge_warmup(self.step_s, least_warmup)
+        cut = judge_warmup(self.step_s, least_warmup, round_steps)
         if most_warmup is not None:  # a slow stretch of production is production, not warm-up
             cut = min(cut, max(least_warmup, most_warmup))
-        every = max(1, math.ceil(len(self.step_s) / ENTRIES))
+        counted = self._steady(cut)
+        every = max(1, math.ceil(len(counted) / ENTRIES))
+
+        def kept(values: Sequence[float]) -> tuple[float, ...]:
+            return thin([values[step] for step in counted if step < len(values)], cut, every)
+
         return Measurement(
             samples_per_step=samples_per_step,
-            step_s=thin(self.step_s, cut, every),
-            data_wait_s=thin(self.wait_s, cut, every),
-            losses={name: thin(values, cut, every) for name, values in self.losses.items()},
+            step_s=kept(self.step_s),
+            data_wait_s=kept(self.wait_s),
+            losses={name: kept(values) for name, values in self.losses.items()},
             warmup_steps=math.ceil(cut / every),
+            round_steps=math.ceil(round_steps / every),
             memory=memory,
             phases_s=phases_s or {},
             reference_s=tuple(reference_s),
@@ -87,17 +128,21 @@ class StepRecord:
         )
 
 
-def judge_warmup(step_s: Sequence[float], least: int) -> int:
-    """Steps that are not steady state; at least one step is left.
+def judge_warmup(step_s: Sequence[float], least: int, round_steps: int = 1) -> int:
+    """Steps that are not steady state; at least one step is left, and whole rounds of `round_steps` if there is one.
 
     What has not settled by half of a run is no warm-up but a host that drifts: throwing most of the run away would
     pick a lucky stretch, so then only the first quarter goes.
     """
     count = len(step_s)
-    cut = warmup_cut(step_s, minimum=min(least, max(0, count - 6)))
+    cut = warmup_cut(step_s, minimum=min(least, max(0, count - 6)), round_steps=round_steps)
     if cut is None or cut > max(least, count // 2):
-        cut = max(min(least, count - 2), count // 4)
-    return max(0, min(cut, count - 1))
+        too_few = count < least + MIN_ROUNDS * round_steps
+        cut = max(min(least, count - 2), 0 if too_few and round_steps > 1 else count // 4)
+    cut = max(0, min(cut, count - 1))
+    if round_steps > 1 and count - cut >= round_steps:
+        cut = count - (count - cut) // round_steps * round_steps
+    return cut
 
 
 def thin(values: Sequence[float], cut: int, every: int) -> tuple[float, ...]:

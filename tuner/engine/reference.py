@@ -1,6 +1,7 @@
 """A fixed small piece of training work: its time, taken again and again, tells the host's own drift.
 
-It stands between steps, never inside one, and draws from no random state but its own.
+It is taken where the configuration does not run: on one thread whatever the configuration asks for, while no loader
+worker computes, and with its own data fetched into the caches first. It draws from no random state but its own.
 """
 
 from __future__ import annotations
@@ -22,10 +23,18 @@ class HostReference:
         self._kernel = (torch.randn(24, 24, 3, 3, generator=made) * 0.05).requires_grad_()
         self._matrix = (torch.randn(384, 384, generator=made) * 0.05).requires_grad_()
         self._rows = torch.randn(384, 384, generator=made)
-        self._work()
 
-    def measure(self) -> float:
-        """Seconds of the work, once."""
+    def measure(self, times: int = 1) -> list[float]:
+        """Seconds of the work, `times` in a row."""
+        threads = torch.get_num_threads()
+        _use_threads(1)
+        try:
+            self._work()
+            return [self._timed() for _ in range(times)]
+        finally:
+            _use_threads(threads)
+
+    def _timed(self) -> float:
         began = time.perf_counter()
         for _ in range(REPEATS):
             self._work()
@@ -38,3 +47,8 @@ class HostReference:
             product = torch.tanh(self._rows @ self._matrix) @ self._matrix
             loss = h.square().mean() + product.exp().clamp(max=10.0).mean()
             torch.autograd.grad(loss, [self._kernel, self._matrix])
+
+
+def _use_threads(count: int) -> None:
+    if torch.get_num_threads() != count:
+        torch.set_num_threads(count)

@@ -56,6 +56,8 @@ class StepResult:
     wait_s: float = 0.0
     elements: int = 0
     """Numbers in the step's batches, padding included."""
+    ahead: bool = False
+    """Fed from what the loader's workers had made during a break: its time is nobody's speed."""
 
 
 class GradientMaker:

@@ -6,6 +6,7 @@ Same configuration, same seed and same position in the stream give the same run,
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
@@ -26,6 +27,9 @@ from tuner.engine.loader import Group, Source, StreamSource
 from tuner.engine.optim import build_optimizer, lr_factor, match_layout, set_lr, trained_parameters, with_settings_of
 from tuner.engine.precision import Arithmetic
 from tuner.engine.step import GradientMaker, Span, StepResult, no_span, update, within
+
+POLL_S = 0.005
+"""How often it is asked whether the loader's workers rest."""
 
 
 class Trainer:
@@ -59,6 +63,8 @@ class Trainer:
         self.flops_per_sample: float | None = None
         self.clock: StepClock = step_clock(device)
         self._source = source
+        self._ready_before: int | None = None
+        """Batches that lay ready when the last break began; None once the loader is back there."""
         self._dataset = dataset
         set_threads(config.threads, config.world_size)
         seed_all(config.seed)
@@ -115,12 +121,36 @@ class Trainer:
         assert len(set(self.rank.gather(self.samples))) == 1, "the ranks stand at different places"
         for hook in self.hooks:
             hook.on_start(self)
+        self.clock.rest()
         while (until is None or self.samples < until) and not self._stopped():
             result = self.step()
             for hook in self.hooks:
                 hook.after_step(self, result)
         for hook in self.hooks:
             hook.on_end(self)
+
+    def rest(self) -> None:
+        """A break begins (evaluation, a checkpoint, the host's reference work): its seconds are in no step. Loader
+        workers go on meanwhile, so the steps that follow are marked as fed `ahead` until no more batches lie ready
+        than now."""
+        self.clock.rest()
+        if self._source is not None and self._ready_before is None:
+            self._ready_before = self._source.ready()
+
+    def loader_rests(self, wait_s: float) -> bool:
+        """Have the loader's workers nothing to do, or come there within `wait_s`?"""
+        until = time.monotonic() + wait_s
+        while self._source is not None and not self._source.idle():
+            if time.monotonic() >= until:
+                return False
+            time.sleep(POLL_S)
+        return True
+
+    def _is_ahead(self) -> bool:
+        """Is the step that begins fed from what the loader's workers made during a break?"""
+        if self._ready_before is not None and self.source.ready() <= self._ready_before:
+            self._ready_before = None
+        return self._ready_before is not None
 
     def stop(self, reason: str) -> None:
         """End the run at the next step border; the first reason stands."""
@@ -135,6 +165,7 @@ class Trainer:
     def step(self) -> StepResult:
         """One optimizer update. Raises what the workload raises, and LoaderFailed."""
         self.clock.begin()
+        ahead = self._ready_before is not None and self._is_ahead()
         group = within(self._span, "data_wait", self._next_group)
         samples = group.samples * self.rank.world_size
         count = FlopCount() if self._counts_flops() else None
@@ -150,7 +181,7 @@ class Trainer:
         self.clock.end()
         if count is not None:
             self.flops_per_sample = count.total / self.config.micro_batch_size or None
-        return StepResult(samples, losses, norm, lr, group.wait_s, group.elements * self.rank.world_size)
+        return StepResult(samples, losses, norm, lr, group.wait_s, group.elements * self.rank.world_size, ahead)
 
     def _next_group(self) -> Group:
         return self._whole(self.source.next_group())
@@ -241,17 +272,20 @@ class Trainer:
         if self.arithmetic.scaler is not None and state["scaler"]:
             self.arithmetic.scaler.load_state_dict(state["scaler"])
         self.samples, self.steps = int(state["samples"]), int(state["steps"])
-        if self._source is not None:
-            self._source.close()
-            self._source = None
+        self.close_loader()
         _ = self.source  # the loader before the random state, so that making it cannot disturb it
         restore_random(state["random"], self.device)
 
-    def close(self) -> None:
-        """End the loader's workers and put process-wide switches back."""
+    def close_loader(self) -> None:
+        """End the loader's workers; a next step would start new ones where the stream stands."""
         if self._source is not None:
             self._source.close()
             self._source = None
+        self._ready_before = None
+
+    def close(self) -> None:
+        """End the loader's workers and put process-wide switches back."""
+        self.close_loader()
         self.arithmetic.close()
 
 

@@ -56,7 +56,7 @@ class Window:
 
     samples: int
     seconds: float
-    """In steps; what other hooks took is not in it."""
+    """In steps; breaks are not in it."""
     wait_s: float
     step_elements: int
     """Numbers in the largest step's batches, padding included."""
@@ -175,12 +175,12 @@ class LiveWatch(Hook):
             self._judge(trainer, self._close(trainer, known))
 
     def _close(self, trainer: Trainer, known: int) -> Window:
-        record, since = self._record(), self._since
+        found = self._record().stretch(self._since, known)
         seconds = self._maintenance_s()
         window = Window(
-            samples=(known - since) * trainer.config.effective_batch_size,
-            seconds=sum(record.step_s[since:known]),
-            wait_s=sum(record.wait_s[since:known]),
+            samples=found.steps * trainer.config.effective_batch_size,
+            seconds=found.seconds,
+            wait_s=found.wait_s,
             step_elements=self._elements,
             reference_s=tuple(self._reference_s[self._references :]),
             peak_bytes=self._memory.read().gate_bytes if self._expected is not None else 0,
