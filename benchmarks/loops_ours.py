@@ -38,6 +38,12 @@ class PacedSource:
         self._next += 1
         return group
 
+    def ready(self) -> int:
+        return 0
+
+    def idle(self) -> bool:
+        return True
+
     def close(self) -> None:
         """Nothing is open."""
 

@@ -93,7 +93,7 @@ def test_false_gains_stay_below_the_error_level_with_the_host_taken_out() -> Non
 
 
 def test_configurations_with_other_workers_are_compared_as_measured() -> None:
-    """Workers slow the reference work themselves."""
+    """A busy host does not slow them as much as it slows the others."""
     world = World(alpha=0.05, host_noise=0.12, data_per_sample=0.02)
     baseline = make_spec().baseline.model_copy(update={"loader": LoaderConfig(num_workers=0)})
     ended = drive(make_spec(baseline=baseline), world)

@@ -107,7 +107,10 @@ class Candidate(Frozen):
     predicted: Interval | None
     """Samples/s as the model saw it before it was measured; null = it could not tell."""
     measured: Interval | None
-    """Samples/s in the search; null = not measured, or it failed."""
+    """Samples/s in the search as its probes measured it, with the spread of single processes; null = not measured, or
+    it failed."""
+    at_usual_speed: Interval | None = None
+    """The same as the search compares it: as at the host's usual speed; null where nothing was taken out."""
     gate: Interval | None
     """Ratio to the reference in the ship gate."""
     pairs: int = 0

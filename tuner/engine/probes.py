@@ -23,7 +23,7 @@ from tuner.engine.failure import Diverged
 from tuner.engine.hooks import Heartbeat, Hook
 from tuner.engine.loader import Group, ResidentSource, StreamSource, count_weights, first_batches, to_device
 from tuner.engine.memory import PeakMemory
-from tuner.engine.meter import Meter
+from tuner.engine.meter import PATIENCE, PRECISE_ROUNDS, Meter
 from tuner.engine.record import StepRecord, judge_warmup
 from tuner.engine.step import TOTAL, StepResult
 from tuner.engine.table import SAMPLES, Row
@@ -121,7 +121,8 @@ def _loader(bench: Bench, config: RunConfig) -> Measurement:
     return Measurement(
         samples_per_step=config.micro_batch_size * config.world_size,
         step_s=tuple(step_s),
-        warmup_steps=judge_warmup(step_s, dropped),
+        warmup_steps=judge_warmup(step_s, dropped, max(1, config.loader.num_workers)),
+        round_steps=max(1, config.loader.num_workers),
         memory=this_rank(config).largest(memory.read()),
         phases_s=bench.phases.seconds(),
         telemetry=telemetry.stop(),
@@ -129,8 +130,9 @@ def _loader(bench: Bench, config: RunConfig) -> Measurement:
 
 
 def _fetch(bench: Bench, config: RunConfig, source: StreamSource) -> tuple[list[float], int]:
-    """Seconds of each batch, and how many of them came from the buffer the workers had filled."""
-    limits = bench.request.limits
+    """Seconds of each batch, and how many of them came from the buffer the workers had filled. The last batch ends a
+    whole round of the workers, unless that would take too long."""
+    limits, every = bench.request.limits, max(1, config.loader.num_workers)
     most = bench.request.samples or 1_000_000
     dropped = 1 + config.loader.num_workers * config.loader.prefetch_factor
     dropped = min(dropped, max(1, most - LOADER_LEAST))
@@ -144,11 +146,12 @@ def _fetch(bench: Bench, config: RunConfig, source: StreamSource) -> tuple[list[
             bench.phases.enter("measure")
         if len(step_s) > dropped:
             measured_s += step_s[-1]
-        if measured_s >= limits.measure_s and len(step_s) - dropped >= min(LOADER_LEAST, limits.min_steps):
+        whole = (len(step_s) - dropped) % every == 0 or measured_s >= PATIENCE * limits.measure_s
+        if whole and measured_s >= limits.measure_s and len(step_s) - dropped >= min(LOADER_LEAST, limits.min_steps):
             break
-        if len(step_s) >= judged_at:
+        if whole and len(step_s) >= judged_at:
             judged_at += max(4, len(step_s) // 8)
-            if _precise(step_s, dropped, limits.half_width):
+            if len(step_s) - dropped >= PRECISE_ROUNDS * every and _precise(step_s, dropped, limits.half_width, every):
                 break
         if time.monotonic() - told > 2.0:
             told = time.monotonic()
@@ -156,9 +159,9 @@ def _fetch(bench: Bench, config: RunConfig, source: StreamSource) -> tuple[list[
     return step_s, dropped
 
 
-def _precise(step_s: list[float], dropped: int, wanted: float) -> bool:
-    cut = warmup_cut(step_s, minimum=dropped)
-    return cut is not None and half_width(rate_interval(step_s[cut:], 1)) <= wanted
+def _precise(step_s: list[float], dropped: int, wanted: float, every: int) -> bool:
+    cut = warmup_cut(step_s, minimum=dropped, round_steps=every)
+    return cut is not None and half_width(rate_interval(step_s[cut:], 1, round_steps=every)) <= wanted
 
 
 class LossKeeper(Hook):

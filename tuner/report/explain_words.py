@@ -74,13 +74,16 @@ def milliseconds(interval: Interval) -> str:
 
 
 def _candidates(result: ExplainResult) -> Table:
-    heads = ("configuration", "predicted before, samples/s", "measured", "ship gate", "verdict")
-    return Table("Candidates", heads, tuple(_candidate(item) for item in result.candidates))
+    moved = any(item.at_usual_speed is not None for item in result.candidates)
+    usual = ("at the host's usual speed",) if moved else ()
+    heads = ("configuration", "predicted before, samples/s", "measured", *usual, "ship gate", "verdict")
+    return Table("Candidates", heads, tuple(_candidate(item, moved=moved) for item in result.candidates))
 
 
-def _candidate(item: Candidate) -> tuple[str, ...]:
+def _candidate(item: Candidate, *, moved: bool) -> tuple[str, ...]:
     gate = f"{ratio(item.gate)}, {item.pairs} pairs" if item.gate is not None else DASH
-    return item.label, speed(item.predicted), speed(item.measured), gate, item.verdict
+    usual = (speed(item.at_usual_speed),) if moved else ()
+    return item.label, speed(item.predicted), speed(item.measured), *usual, gate, item.verdict
 
 
 def _effects(result: ExplainResult) -> Table:

@@ -19,6 +19,7 @@ from tuner.contract.explanation import (
 )
 from tuner.contract.measurement import Interval
 from tuner.contract.probe import ProbeKind, ProbeRow
+from tuner.search.belief import process_noise
 from tuner.search.explain_case import (
     Case,
     around,
@@ -32,7 +33,7 @@ from tuner.search.explain_case import (
 )
 from tuner.search.forecast import Forecast, noise_of
 from tuner.search.gate import Standing, soak_rows, soaked
-from tuner.search.history import median_step_s
+from tuner.search.history import mean_step_s, rate_of
 from tuner.search.memory import Size, affine
 from tuner.search.model import MEASURED_ERROR, StepFit
 from tuner.search.planner import gate_needed
@@ -95,7 +96,7 @@ def _compute_point(case: Case, variant: Variant, index: int) -> StepPoint:
 
 
 def _end_to_end_point(case: Case, point: Point, rows: Sequence[ProbeRow]) -> StepPoint:
-    times = [median_step_s(row.measurement) for row in rows if row.measurement is not None]
+    times = [mean_step_s(row.measurement) for row in rows if row.measurement is not None]
     own = float(np.std(times, ddof=1) / np.mean(times)) if len(times) > 1 else 0.0
     error = 2 * max(MEASURED_ERROR, own, max(noise_of(row) for row in rows) / 2) / math.sqrt(len(times))
     return StepPoint(
@@ -215,11 +216,20 @@ def _measured_candidate(case: Case, state: Standing | None, point: Point) -> Can
     return Candidate(
         label=case.spec.label(config),
         predicted=_foretold(case, point),
-        measured=around(f.rates[point], f.noise(point)),
+        measured=_as_measured(case, point),
+        at_usual_speed=around(f.rates[point], f.noise(point)) if case.s.history.host_moved else None,
         gate=state.gain(side) if state and side else None,
         pairs=len(state.pairs.get(side, ())) if state and side else 0,
         verdict=_verdict(case, state, point, side),
     )
+
+
+def _as_measured(case: Case, point: Point) -> Interval:
+    """Mean over the point's processes of what they measured, and at least from the slowest to the fastest of them."""
+    rates = [rate_of(row) for row in case.s.forecast.rows[point]]
+    noise = process_noise([rate_of(row) for row in rows] for rows in case.s.forecast.rows.values())
+    mean = around(float(np.mean(rates)), 2 * noise / math.sqrt(len(rates)))
+    return mean.model_copy(update={"low": min(mean.low, *rates), "high": max(mean.high, *rates)})
 
 
 def _gate_of(case: Case, state: Standing | None, point: Point) -> Standing | None:

@@ -160,7 +160,7 @@ class Standing:
     def _steadied(self, finalist: int) -> list[tuple[Figures, Figures]]:
         """The pairs, without the host's own changes where those were most of the spread.
 
-        Only between configurations with as many workers: those slow the reference work themselves.
+        Only between configurations with as many workers and threads: a busy host does not slow others as much.
         """
         pairs, slower = self.pairs.get(finalist, []), self.slower.get(finalist, [])
         known = len(slower) == len(pairs) and all(math.isfinite(log) for log in slower)
@@ -229,11 +229,15 @@ class Measured(NamedTuple):
 
 
 def _slower(own: ProbeRow, other: ProbeRow) -> float:
-    if own.config.loader.num_workers != other.config.loader.num_workers:
+    if _processes(own) != _processes(other):
         return math.nan
     if not (has_reference(own) and has_reference(other)):
         return math.nan
     return reference_log(own) - reference_log(other)
+
+
+def _processes(row: ProbeRow) -> tuple[int, int]:
+    return row.config.loader.num_workers, row.config.threads
 
 
 def _round(s: Situation, state: Standing, number: int) -> dict[int, Measured] | None:

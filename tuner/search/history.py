@@ -54,8 +54,10 @@ def mean_rate(measurement: Measurement) -> float:
     return measurement.samples_per_step * len(steady) / math.fsum(steady)
 
 
-def median_step_s(measurement: Measurement) -> float:
-    return float(np.median(measurement.steady_step_s))
+def mean_step_s(measurement: Measurement) -> float:
+    """Loader workers deliver in bursts, so only the mean says how long a step takes."""
+    steady = measurement.steady_step_s
+    return math.fsum(steady) / len(steady)
 
 
 def is_ok(row: ProbeRow) -> bool:
@@ -145,9 +147,14 @@ class History:
         return math.exp(-self._slow.get(row.number, 0.0))
 
     def step_s(self, row: ProbeRow) -> float:
-        """Median seconds of a step of a search's row, as at the host's usual speed."""
+        """Mean seconds of a step of a search's row, as at the host's usual speed."""
         assert row.measurement is not None
-        return median_step_s(row.measurement) * self.host_factor(row)
+        return mean_step_s(row.measurement) * self.host_factor(row)
+
+    @property
+    def host_moved(self) -> bool:
+        """Did the host's own speed differ so much between probes that it is taken out of what is compared?"""
+        return bool(self._slow)
 
     def compile_seconds(self, variant: Variant) -> float:
         """Longest compile phase the search saw of a variant: production may start with a cold cache. 0 = none seen."""

@@ -1,8 +1,8 @@
-"""The host's own speed during each probe, told by the reference work between its steps (without a GPU only).
+"""The host's own speed during each probe, told by the reference work before and after its steps (without a GPU only).
 
-A shared machine runs a tenth faster or slower from one probe to the next. A fixed piece of work done between the steps
-feels the same, so that most of the difference can be taken out of what a search compares. The ship gate does not rest
-on it.
+A shared machine runs a tenth faster or slower from one probe to the next. A fixed piece of work feels the same, so that
+most of the difference can be taken out of what a search compares. It is done where the configuration does not run
+(`tuner.engine.reference`), so it tells of the host alone. The ship gate does not rest on it.
 """
 
 from __future__ import annotations

@@ -14,7 +14,7 @@ import numpy as np
 
 from tuner.contract.probe import ProbeKind
 from tuner.contract.space import Knob
-from tuner.search.history import History, is_ok, median_step_s
+from tuner.search.history import History, is_ok, mean_step_s
 from tuner.search.points import IDLE_PREFETCH, Loader, Point, Variant, as_loader, with_flag
 from tuner.search.whole import take_apart
 
@@ -173,7 +173,7 @@ class LoaderModel:
             self._single = self.per_sample.get(as_loader(0, IDLE_PREFETCH))
         for point, rows in history.of_kind(ProbeKind.LOADER).items():
             times = [
-                median_step_s(row.measurement) / row.measurement.samples_per_step
+                mean_step_s(row.measurement) / row.measurement.samples_per_step
                 for row in rows
                 if is_ok(row) and row.measurement is not None
             ]

@@ -11,7 +11,7 @@ from tuner.contract.study import StudySpec
 from tuner.search.history import History
 
 REFERRED = frozenset({ProbeKind.END_TO_END, ProbeKind.COMPUTE})
-"""Kinds whose speed is compared: without a GPU the host's reference work is done between their steps."""
+"""Kinds whose speed is compared: without a GPU the host's reference work is done before and after their steps."""
 
 SOAK_PATIENCE = 3
 """A soak's phases (evaluation, sampling, checkpoint write) may be silent this much longer."""
