@@ -16,7 +16,9 @@ from tuner.contract.probe import ProbeKind, ProbeRequest, ProbeRow, Stage
 from tuner.contract.space import Dropped, Knob
 from tuner.contract.study import GateSpec, StudySpec
 from tuner.contract.tuned import Decision
+from tuner.report.explain_words import tables
 from tuner.search.explain import explain
+from tuner.search.history import rate_of
 
 PLAIN = World(alpha=0.03, beta=0.001, omega=0.002, process_noise=0.005, step_noise=0.01)
 LOADED = replace(PLAIN, alpha=0.001, beta=0.0005, data_per_sample=0.02)
@@ -195,6 +197,32 @@ def test_candidates_say_why_they_lost() -> None:
         assert item.measured is not None
         assert item.predicted.value == pytest.approx(item.measured.value, rel=0.25)
     assert foretold
+
+
+def test_candidates_show_what_was_measured_beside_what_the_search_compares() -> None:
+    """On a restless host the search takes the host's speed out; the table never passes that off as measured."""
+    ended = drive(make_spec(), World(alpha=0.05, host_noise=0.12))
+    result = told(ended)
+    moved = 0
+    for item in result.candidates:
+        rates = [
+            rate_of(row)
+            for row in ended.rows
+            if row.kind is ProbeKind.END_TO_END
+            and row.stage not in (Stage.GATE, Stage.SOAK)
+            and row.measurement is not None
+            and ended.spec.label(row.config) == item.label
+        ]
+        if item.measured is None or not rates:
+            continue
+        assert item.measured.low <= min(rates) <= max(rates) <= item.measured.high
+        assert item.at_usual_speed is not None
+        moved += abs(item.at_usual_speed.value / item.measured.value - 1) > 0.02
+    assert moved
+    table = next(table for table in tables(result) if table.title == "Candidates")
+    assert table.heads[2:4] == ("measured", "at the host's usual speed")
+    steady = next(table for table in tables(told(plain())) if table.title == "Candidates")
+    assert "at the host's usual speed" not in steady.heads
 
 
 def test_one_flag_s_effect_has_its_ratio_and_interval() -> None:
