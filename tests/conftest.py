@@ -29,6 +29,13 @@ def pytest_configure() -> None:
         os.sched_setaffinity(0, {cores[int(worker.removeprefix("gw")) % len(cores)]})
 
 
+def pytest_make_parametrize_id(val: object, argname: str) -> None:
+    """Test ids are the same in every process and on every day. Bytes may hold anything: a compressed file holds the
+    time, and two test processes then collect different tests."""
+    if isinstance(val, bytes):
+        raise pytest.UsageError(f"parametrize: {argname} is bytes, which make no stable test id; give ids=[...]")
+
+
 @dataclass(frozen=True)
 class Ran:
     """One finished command."""

@@ -20,6 +20,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import psutil
+
 ASIDE = ("torch", "diffusers", "transformers")
 """What no command imports into its own process."""
 
@@ -28,9 +30,13 @@ class ForkedCli:
     """The process that forks; closed with the test session."""
 
     def __init__(self, env: Mapping[str, str]) -> None:
-        self._process = subprocess.Popen(
+        self._env = {**env, "OPENBLAS_NUM_THREADS": "1"}
+        self._process = self._start()
+
+    def _start(self) -> subprocess.Popen[str]:
+        return subprocess.Popen(
             [sys.executable, "-m", "tests.forked_cli"],
-            env={**env, "OPENBLAS_NUM_THREADS": "1"},
+            env=self._env,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
@@ -38,8 +44,6 @@ class ForkedCli:
 
     def run(self, words: Sequence[str], *, cwd: Path, env: Mapping[str, str], aside: Path, timeout_s: float) -> int:
         """Exit code; what it printed lies in `aside`/out and `aside`/err. Raises TimeoutExpired."""
-        assert self._process.stdin is not None
-        assert self._process.stdout is not None
         asked = {
             "words": [*words],
             "cwd": str(cwd),
@@ -48,12 +52,32 @@ class ForkedCli:
             "err": str(aside / "err"),
             "timeout_s": timeout_s,
         }
-        self._process.stdin.write(json.dumps(asked) + "\n")
-        self._process.stdin.flush()
-        code = json.loads(self._process.stdout.readline())
+        try:
+            code = self._answer(json.dumps(asked))
+        except BaseException:  # the test's own timeout too: a reply that nobody read would answer the next command
+            self._replace()
+            raise
         if code is None:
             raise subprocess.TimeoutExpired(["tuner", *words], timeout_s, (aside / "out").read_bytes())
         return int(code)
+
+    def _answer(self, line: str) -> int | None:
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        self._process.stdin.write(line + "\n")
+        self._process.stdin.flush()
+        code: int | None = json.loads(self._process.stdout.readline())
+        return code
+
+    def _replace(self) -> None:
+        """End the process and the command it runs, and start another."""
+        with contextlib.suppress(psutil.Error):
+            for process in psutil.Process(self._process.pid).children(recursive=True):
+                with contextlib.suppress(psutil.Error):
+                    process.kill()
+        self._process.kill()
+        self._process.communicate()
+        self._process = self._start()
 
     def close(self) -> None:
         self._process.communicate(timeout=20)

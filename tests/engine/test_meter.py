@@ -4,13 +4,23 @@ from __future__ import annotations
 
 import time
 from contextlib import nullcontext
+from pathlib import Path
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.engine.engine_toys import CPU, QUICK, answer, replies, toy_config
+from tests.engine.engine_toys import (
+    CPU,
+    QUICK,
+    answer,
+    make_request,
+    read_events,
+    replies,
+    start_apart,
+    toy_config,
+)
 from tests.toys import Toy
 from tuner.contract.config import LoaderConfig, RunConfig
 from tuner.contract.measurement import MemoryPeak, Outcome
@@ -249,8 +259,10 @@ def test_some_step_is_always_left(count: int) -> None:
     assert 0 <= judge_warmup([0.01] * count, 20) <= max(0, count - 1)
 
 
-def test_probe_measures_memory_waits_losses_and_the_host() -> None:
-    (reply,) = replies(answer(ProbeKind.END_TO_END, toy_config({"load_s": 0.001}), reference=True, soak=True))
+def test_probe_measures_memory_waits_losses_and_the_host(tmp_path: Path) -> None:
+    """In a process of its own: one that ran other tests has memory left that a probe need not grow for."""
+    asked = make_request(ProbeKind.END_TO_END, toy_config({"load_s": 0.001}), reference=True, soak=True)
+    (reply,) = replies(read_events(start_apart(asked, tmp_path)))
     assert reply.outcome is Outcome.OK
     found = reply.measurement
     assert found is not None

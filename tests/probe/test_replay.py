@@ -168,7 +168,9 @@ def test_a_recording_cut_off_in_a_line_goes_on(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "content", [b"", b"not gzip", gzip.compress(b"[1]\n"), gzip.compress(b'{"spec": 1, "format": 9}\n')]
+    "content",
+    [b"", b"not gzip", gzip.compress(b"[1]\n"), gzip.compress(b'{"spec": 1, "format": 9}\n')],
+    ids=["empty", "no gzip", "no header", "a newer format"],
 )
 def test_any_other_file_is_refused_by_name(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "other.jsonl.gz"
