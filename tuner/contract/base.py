@@ -1,7 +1,7 @@
 """The frozen base of every type here, and the one way from untyped data to a typed value.
 
-Values are validated strictly and through JSON, so an enum is written as its string, a tuple as a list,
-and `"3e-4"` is never a number.
+Values are validated strictly, in Python as in YAML and JSON: an enum may be written as its string and a tuple as a
+list, and `"3e-4"` is never a number.
 """
 
 from __future__ import annotations
@@ -9,9 +9,10 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, TypeVar, cast
 
-from pydantic import BaseModel, ConfigDict, StringConstraints, ValidationError
+from pydantic import BaseModel, ConfigDict, GetCoreSchemaHandler, StringConstraints, ValidationError
+from pydantic_core import core_schema
 
 from tuner.contract.errors import ConfigError
 
@@ -21,12 +22,49 @@ Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9._-]{1,128}$")]
 _Model = TypeVar("_Model", bound="Frozen")
 
 
+_PLAIN_KEYS = frozenset({"metadata", "serialization", "cls", "default", "function", "members"})
+"""Parts of a schema in which no other schema lies."""
+
+
+def _as_in_yaml(schema: Any, of: type[BaseModel], handler: GetCoreSchemaHandler) -> Any:
+    """The schema `of` a type that takes an enum's value for the enum and a list for a tuple in Python too, as it does
+    from JSON. Other types within it have seen to their own schemas."""
+    if isinstance(schema, list | tuple):
+        return type(schema)(_as_in_yaml(item, of, handler) for item in schema)
+    if not isinstance(schema, dict):
+        return schema
+    kind = schema.get("type")
+    if kind == "definition-ref":  # an enum lies among the definitions, once for all its fields
+        definition = cast(dict[str, Any], handler.resolve_ref_schema(cast(Any, schema)))
+        if definition["type"] == "enum":
+            definition["strict"] = False
+        return schema
+    if kind == "json-or-python" or (kind == "model" and schema["cls"] is not of):
+        return schema
+    found = {key: v if key in _PLAIN_KEYS else _as_in_yaml(v, of, handler) for key, v in schema.items()}
+    if kind == "enum":
+        return {**found, "strict": False}
+    if kind == "tuple":
+        listed = core_schema.no_info_before_validator_function(_tuple_of_list, cast(Any, found))
+        return core_schema.json_or_python_schema(cast(Any, found), listed)
+    return found
+
+
+def _tuple_of_list(value: Any) -> Any:
+    return tuple(value) if isinstance(value, list) else value
+
+
 class Frozen(BaseModel):
     """Immutable, closed (unknown keys are errors) and strict; JSON keeps NaN and infinities as constants."""
 
     model_config = ConfigDict(
         frozen=True, extra="forbid", strict=True, ser_json_inf_nan="constants", use_attribute_docstrings=True
     )
+
+    @classmethod
+    def __get_pydantic_core_schema__(cls, source: Any, handler: GetCoreSchemaHandler) -> core_schema.CoreSchema:
+        schema: core_schema.CoreSchema = _as_in_yaml(handler(source), cls, handler)
+        return schema
 
     def to_json(self) -> str:
         return self.model_dump_json()
