@@ -88,11 +88,14 @@ class Workload(Protocol):
     def model(self) -> nn.Module: ...
 
     def dataset(self, split: Split) -> Dataset[Mapping[str, Tensor]]:
-        """Map-style; an item is a dict of tensors. The same index always gives the same item."""
+        """Map-style; an item is a dict of tensors, or a tuple, whose parts the batch names "0", "1". Numbers and numpy
+        arrays become tensors. The same index always gives the same item."""
         ...
 
-    def loss(self, model: nn.Module, batch: Batch) -> Terms:
-        """Randomness (timesteps, noise, dropped condition) derives from `batch["sample_seed"]` (`tuner.randomness`)."""
+    def loss(self, model: nn.Module, batch: Batch) -> Terms | Tensor | Mapping[str, Tensor]:
+        """Named terms. A scalar tensor, alone or by name, is taken as the mean over the micro-batch's samples.
+
+        Randomness (timesteps, noise, dropped condition) derives from `batch["sample_seed"]` (`tuner.randomness`)."""
         ...
 
     def evaluate(self, model: nn.Module, batches: Iterable[Batch]) -> Mapping[str, float]: ...
@@ -118,9 +121,10 @@ class HasParamGroups(Protocol):
 
 
 class HasCollate(Protocol):
-    """Optional: list of dataset items -> batch (without `sample_seed`, which the loader adds)."""
+    """Optional: list of dataset items, as the dataset gives them -> batch (without `sample_seed`, which the loader
+    adds): a dict of tensors, or a tuple, whose parts are named "0", "1"."""
 
-    def collate(self, items: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]: ...
+    def collate(self, items: Sequence[Any]) -> Mapping[str, Tensor] | Sequence[Tensor]: ...
 
 
 class HasLengths(Protocol):

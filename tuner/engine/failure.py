@@ -61,18 +61,25 @@ def classify(error: BaseException) -> tuple[Outcome, str]:
 
 def one_line(error: BaseException) -> str:
     """`Type: first words`, without addresses of a C++ stack; a TunerError speaks for itself."""
-    source = error.__cause__ if isinstance(error, LoaderFailed) and error.__cause__ else error
+    source = _source(error)
     lines = [line.strip() for line in str(source).splitlines() if line.strip()]
     text = next((line for line in reversed(lines) if "Error: " in line), "") if _wrapped_by_worker(lines) else ""
     text = text or (lines[0] if lines else "")
-    if not isinstance(source, TunerError | Unsupported | Diverged):
+    if isinstance(source, TunerError):
+        text = text.removeprefix(f"{type(source).__module__}.{type(source).__qualname__}: ")
+    elif not isinstance(source, Unsupported | Diverged):
         text = text if text.startswith(type(source).__name__) else f"{type(source).__name__}: {text}"
     return text if len(text) <= 300 else text[:297] + "..."
 
 
+def _source(error: BaseException) -> BaseException:
+    """What a loader failed of, where it is a loader that failed."""
+    return error.__cause__ if isinstance(error, LoaderFailed) and error.__cause__ else error
+
+
 def details(error: BaseException) -> str:
     """The end of the traceback, for people who look closer. Empty for errors whose message says it all."""
-    if isinstance(error, TunerError | Unsupported):
+    if isinstance(_source(error), TunerError | Unsupported):
         return ""
     return "".join(traceback.format_exception(error))[-DETAIL_CHARS:]
 

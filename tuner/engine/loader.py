@@ -193,17 +193,45 @@ class Collate:
 
     def __call__(self, pairs: Sequence[tuple[Key, _Item]]) -> TensorBatch:
         keys, items = zip(*pairs, strict=True)
-        batch = dict(self.own(list(items))) if self.own else _stack(items)
+        batch = tensors_of(self.own(list(items)), "collate", "batch") if self.own else _stack(items)
         batch[SAMPLE_SEED] = self.seeds(keys)
         return batch
 
 
-def _stack(items: Sequence[_Item]) -> TensorBatch:
+def _stack(items: Sequence[Any]) -> TensorBatch:
+    parts = [tensors_of(item, "dataset", "item") for item in items]
     try:
-        return {name: torch.stack([torch.as_tensor(item[name]) for item in items]) for name in items[0]}
-    except RuntimeError as error:
+        return {name: torch.stack([part[name] for part in parts]) for name in parts[0]}
+    except (RuntimeError, KeyError) as error:
+        why = f"one has no part {error}" if isinstance(error, KeyError) else str(error)
         raise WorkloadError(
-            f"dataset: items cannot be stacked into a batch ({error}); give the workload a `collate`"
+            f"dataset: items cannot be stacked into a batch ({why}); give the workload a `collate`"
+        ) from None
+
+
+def tensors_of(found: Any, method: str, what: str) -> TensorBatch:
+    """An item or a batch as a workload's `method` gave it, as tensors by name. The parts of a tuple or list are named
+    by their place: "0", "1". Raises WorkloadError."""
+    if isinstance(found, tuple | list):
+        found = {str(place): value for place, value in enumerate(found)}
+    if not isinstance(found, Mapping):
+        raise WorkloadError(
+            f"{method}: the {what} is a {type(found).__name__}; return a dict of tensors, or a tuple, whose parts the "
+            'batch then names "0", "1", ...'
+        )
+    return {
+        name: value if isinstance(value, Tensor) else _as_tensor(value, f"{method}: part {name!r} of the {what}")
+        for name, value in found.items()
+    }
+
+
+def _as_tensor(value: Any, part: str) -> Tensor:
+    try:
+        return torch.as_tensor(value)
+    except (RuntimeError, TypeError, ValueError):
+        raise WorkloadError(
+            f"{part} is a {type(value).__name__}; a tensor, a number, or a numpy array is needed: make one of it, or "
+            "give the workload a `collate` that does"
         ) from None
 
 
