@@ -18,7 +18,6 @@ from typing import Any, ClassVar
 import pytest
 import torch
 from torch import Tensor, nn
-from torch.utils.data import default_collate
 
 from tuner import registry
 from tuner.contract.base import Scalar, parse_json
@@ -26,10 +25,10 @@ from tuner.contract.config import RunConfig
 from tuner.contract.measurement import Outcome
 from tuner.contract.probe import PointReply, ProbeKind, ProbeLimits, ProbeRequest
 from tuner.contract.statistics import throughput
-from tuner.contract.workload import SAMPLE_SEED, Term, Trivial, WorkloadInfo
-from tuner.engine.loader import valid_batches
+from tuner.contract.workload import Term, Trivial, WorkloadInfo
+from tuner.engine.loader import Collate, tensors_of, valid_batches
+from tuner.engine.terms import terms_of
 from tuner.probe.runner import SubprocessRunner
-from tuner.randomness import sample_seeds
 
 SAME_GRADIENT = 1e-5
 """Relative L2 distance in fp32 below which two gradients of the same samples count as equal."""
@@ -89,12 +88,12 @@ class WorkloadContract:
         dataset = prepared.dataset(split)
         assert len(dataset) > 0
         for index in sorted({0, len(dataset) // 2, len(dataset) - 1}):
-            first, second = dataset[index], prepared.dataset(split)[index]
-            assert first, "an item is a mapping with at least one tensor"
+            first, second = _item(dataset, index), _item(prepared.dataset(split), index)
+            again = _item(dataset, index)
+            assert first, "an item has at least one tensor"
             assert first.keys() == second.keys()
             for name in first:
-                assert isinstance(first[name], Tensor), f"item {index}: {name!r} is no tensor"
-                assert torch.equal(first[name], dataset[index][name]), f"item {index}: {name!r} changes between reads"
+                assert torch.equal(first[name], again[name]), f"item {index}: {name!r} changes between reads"
                 assert torch.equal(first[name], second[name]), f"item {index}: {name!r} differs between data sets"
 
     def test_preparing_again_makes_nothing_anew(self, prepared: Any, cache_dir: Path) -> None:
@@ -108,14 +107,14 @@ class WorkloadContract:
             first, second = prepared.dataset(split), again.dataset(split)
             assert len(first) == len(second)
             for index in _spread(len(first), 5):
-                assert _bytes_of(first[index]) == _bytes_of(second[index]), f"{split} item {index} is another one"
+                assert _bytes_of(first, index) == _bytes_of(second, index), f"{split} item {index} is another one"
 
     def test_no_item_is_in_both_splits(self, prepared: Any) -> None:
         """What is validated on must not have been trained on: no two items agree in the bytes of all their tensors."""
         train, valid = prepared.dataset("train"), prepared.dataset("valid")
-        known = {_bytes_of(train[index]): index for index in _spread(len(train), TRAIN_ITEMS)}
+        known = {_bytes_of(train, index): index for index in _spread(len(train), TRAIN_ITEMS)}
         for index in _spread(len(valid), VALID_ITEMS):
-            twin = known.get(_bytes_of(valid[index]))
+            twin = known.get(_bytes_of(valid, index))
             assert twin is None, f"leakage: item {index} of the validation split is item {twin} of the training split"
 
     def test_evaluation_gives_finite_figures(self, prepared: Any) -> None:
@@ -157,7 +156,7 @@ class WorkloadContract:
     def test_weights_counted_beforehand_are_those_of_the_loss(self, prepared: Any) -> None:
         torch.manual_seed(0)
         batch = self._batch(prepared, range(8))
-        terms: Mapping[str, Term] = prepared.loss(prepared.model(), batch)
+        terms = terms_of(prepared.loss(prepared.model(), batch), batch)
         counted = prepared.weights(batch) if hasattr(prepared, "weights") else dict.fromkeys(terms, 8.0)
         assert {name: float(term.weight) for name, term in terms.items()} == pytest.approx(dict(counted))
 
@@ -189,9 +188,7 @@ class WorkloadContract:
 
     def _batch(self, workload: Any, indices: range) -> dict[str, Tensor]:
         dataset = workload.dataset("train")
-        collate = getattr(workload, "collate", default_collate)
-        batch: dict[str, Tensor] = collate([dataset[index] for index in indices])
-        return {**batch, SAMPLE_SEED: sample_seeds(0, 0, torch.tensor(list(indices)))}
+        return Collate(workload, 0)([((0, index), dataset[index]) for index in indices])
 
     def _evaluated(self, workload: Any, limit: int = VALID_BATCHES) -> Mapping[str, float]:
         """The figures of an untrained model on the first batches of the validation split."""
@@ -214,9 +211,9 @@ class WorkloadContract:
         return model.eval()
 
     def _terms(self, workload: Any, model: nn.Module, indices: range) -> Mapping[str, Term]:
+        batch = self._batch(workload, indices)
         with torch.no_grad():
-            terms: Mapping[str, Term] = workload.loss(model, self._batch(workload, indices))
-        return terms
+            return terms_of(workload.loss(model, batch), batch)
 
     @classmethod
     def _request(cls, kind: ProbeKind, cache_dir: Path, *points: RunConfig, soak: bool = False) -> ProbeRequest:
@@ -242,9 +239,13 @@ def _spread(count: int, most: int) -> list[int]:
     return [index * count // min(count, most) for index in range(min(count, most))]
 
 
-def _bytes_of(item: Mapping[str, Tensor]) -> bytes:
+def _item(dataset: Any, index: int) -> dict[str, Tensor]:
+    return tensors_of(dataset[index], "dataset", "item")
+
+
+def _bytes_of(dataset: Any, index: int) -> bytes:
     """A digest of all tensors of an item: names, types, shapes and content."""
-    state = hashlib.sha256()
+    item, state = _item(dataset, index), hashlib.sha256()
     for name in sorted(item):
         value = item[name].detach().cpu().contiguous()
         state.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())

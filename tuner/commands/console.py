@@ -7,6 +7,7 @@ import sys
 from typing import TYPE_CHECKING
 
 from tuner.contract.measurement import Interval
+from tuner.contract.probe import Event, NoticeEvent
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -25,6 +26,19 @@ def make_console(*, as_json: bool) -> Console:
         markup=False,
         emoji=False,
     )
+
+
+class Warnings:
+    """Prints what probes warn of, each text once."""
+
+    def __init__(self, console: Console) -> None:
+        self._console = console
+        self._said: set[str] = set()
+
+    def listen(self, event: Event) -> None:
+        if isinstance(event, NoticeEvent) and event.level == "warning" and event.text not in self._said:
+            self._said.add(event.text)
+            self._console.print(f"  warning: {event.text}", style="yellow")
 
 
 def emit_json(text: str) -> None:

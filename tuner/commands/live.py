@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
-from tuner.commands.console import clock, mib, rate
+from tuner.commands.console import Warnings, clock, mib, rate
 from tuner.contract.measurement import Measurement, Outcome
 from tuner.contract.probe import Event, PhaseEvent, ProbeKind, ProbeRequest, ProbeRow, ProgressEvent
 from tuner.contract.statistics import throughput
@@ -33,6 +33,7 @@ class LiveProbes:
     def __init__(self, console: Console, spec: StudySpec) -> None:
         self._console = console
         self._spec = spec
+        self._warnings = Warnings(console)
         self._status = console.status("starting", spinner="dots") if console.is_terminal else None
         self._request: ProbeRequest | None = None
         self._spent_s = 0.0
@@ -66,6 +67,7 @@ class LiveProbes:
             self._show(event.phase)
         elif isinstance(event, ProgressEvent):
             self._show(f"{event.text} {event.done}/{event.total}")
+        self._warnings.listen(event)
 
     def done(self, rows: Sequence[ProbeRow]) -> None:
         for row in rows:

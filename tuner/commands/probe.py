@@ -67,7 +67,8 @@ def run(words: JobWords, asked: ProbeWords, *, as_json: bool) -> None:
         config = changed(job.baseline, knobs)
         setup.prepare(job, words.workload, runner, lambda _: None)
         request = as_request(asked.kind, words, job, config, limits)
-        reply = runner.run(request.model_copy(update={"out_dir": str(folder.resolve()) if folder else ""}))
+        placed = request.model_copy(update={"out_dir": str(folder.resolve()) if folder else ""})
+        reply = runner.run(placed, speak.Warnings(console).listen)
     finally:
         runner.close()
     answer(reply, asked.kind, config, console, as_json=as_json)

@@ -30,6 +30,7 @@ from tuner.contract.workload import Term
 from tuner.engine.compiling import GRAPH_MODES
 from tuner.engine.failure import Unsupported
 from tuner.engine.global_random import seed_all
+from tuner.engine.terms import terms_of
 from tuner.randomness import sample_seeds
 from tuner.ranks import FOLDER, INDEX
 
@@ -198,7 +199,7 @@ class _LossOf(nn.Module):
         self.terms: dict[str, Term] = {}
 
     def forward(self, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        self.terms = dict(self._workload.loss(self.model, batch))
+        self.terms = dict(terms_of(self._workload.loss(self.model, batch), batch))
         return {name: term.sum for name, term in self.terms.items()}
 
 

@@ -19,6 +19,7 @@ from tuner.contract.workload import Term
 from tuner.engine.distributed import ParallelLoss
 from tuner.engine.loader import Group, TensorBatch, batch_size, to_device
 from tuner.engine.precision import Arithmetic
+from tuner.engine.terms import terms_of
 
 TOTAL = "total"
 MOST_SHARES = 64
@@ -124,8 +125,7 @@ class GradientMaker:
     def _loss(self, batch: TensorBatch) -> Mapping[str, Term]:
         if self.parallel is not None:
             return self.parallel(batch)
-        found: Mapping[str, Term] = self.workload.loss(self.model, batch)
-        return found
+        return terms_of(self.workload.loss(self.model, batch), batch)
 
     def _backward(self, terms: Mapping[str, Term], divisors: Mapping[str, float]) -> None:
         """Differentiate the total without forming it: each sum begins with its share of the total as its gradient."""
@@ -152,6 +152,9 @@ class GradientMaker:
         """Once: does the loss say what the loop assumes? Raises WorkloadError."""
         if not terms:
             raise WorkloadError("loss: it returned no terms; at least one is needed")
+        for name, term in terms.items():
+            if not isinstance(term.sum, Tensor):
+                raise WorkloadError(f"loss: term {name}: `sum` must be a tensor (got a {type(term.sum).__name__})")
         if not any(term.sum.requires_grad for term in terms.values()):
             raise WorkloadError("loss: no term depends on a parameter that is trained (requires_grad)")
         counted = self.workload.weights(batch) if hasattr(self.workload, "weights") else {}

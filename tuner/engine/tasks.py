@@ -20,6 +20,7 @@ from tuner.engine.distributed import Rank, joined, rank_index
 from tuner.engine.following import follow
 from tuner.engine.hooks import Emit, Phases
 from tuner.engine.limits import memory_cap
+from tuner.engine.notices import told
 from tuner.engine.production import train
 from tuner.prepared import locked
 
@@ -45,6 +46,11 @@ def run(request: ProbeRequest, workload_class: type[Any] | None, emit: Emit) -> 
     """
     if request.cache_dir:
         os.environ["TUNER_CACHE"] = request.cache_dir
+    with told(emit):
+        _run(request, workload_class, emit)
+
+
+def _run(request: ProbeRequest, workload_class: type[Any] | None, emit: Emit) -> None:
     make = _maker(workload_class, emit)
     if request.kind is ProbeKind.DESCRIBE:
         _describe(request, workload_class, emit)
