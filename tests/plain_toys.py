@@ -84,3 +84,13 @@ class MeanOverTokens(Plain):
         errors = nn.functional.cross_entropy(model(batch["0"]), batch["1"], reduction="none")
         mask = batch["0"][:, 0] > 0
         return (errors * mask).sum() / mask.sum().clamp_min(1)
+
+
+class Adadelta(Plain):
+    """The optimizer and the schedule of PyTorch's MNIST example: lr x 0.7 after every pass over the data."""
+
+    def optimizer(self, model: nn.Module, config: OptimizerConfig) -> torch.optim.Optimizer:
+        return torch.optim.Adadelta(model.parameters(), lr=config.lr)
+
+    def schedule(self, samples: float, horizon_samples: int) -> float:
+        return float(0.7 ** (samples // 64))

@@ -145,6 +145,16 @@ def test_the_notes_name_the_rule_its_numbers_and_what_was_refused() -> None:
     assert "effective batch 128 not proposed: beyond 1 x the noise scale of 100" in notes
 
 
+def test_without_a_rule_for_its_lr_an_optimizer_keeps_its_batch_and_the_notes_say_why() -> None:
+    own = make_baseline(optimizer=OptimizerConfig(name=OptimizerName.OWN, lr=1.0))
+    ended = drive(free(baseline=own), World(alpha=0.0, omega=0.1, noise_scale=500.0))
+    assert shipped(ended).effective_batch_size == 16
+    assert shipped(ended).optimizer.lr == 1.0
+    assert "effective batch 32 not proposed: 2 times the baseline's: no rule is known" in "\n".join(
+        ended.decision.notes
+    )
+
+
 def test_a_fixed_batch_or_a_list_of_one_asks_for_no_noise_scale() -> None:
     kept = drive(make_spec(), UPDATES)
     alone = drive(free(sizes=()), UPDATES)

@@ -37,6 +37,8 @@ class OptimizerName(StrEnum):
     ADAM = "adam"
     ADAMW = "adamw"
     SGD = "sgd"
+    OWN = "own"
+    """Made by the workload's `optimizer`: no rule is known by which its lr follows the effective batch size."""
 
 
 class ScheduleKind(StrEnum):
@@ -55,6 +57,7 @@ class LoaderConfig(Frozen):
 
 class OptimizerConfig(Frozen):
     name: OptimizerName = OptimizerName.ADAM
+    """Where the workload has an `optimizer` of its own: `own`, unless it says after which of them its lr scales."""
     lr: float = Field(gt=0, le=100)
     """Base rate; a workload's parameter groups are multiples of it."""
     betas: tuple[float, float] = (0.9, 0.999)

@@ -13,10 +13,11 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol, runtime_checkable
 from pydantic import Field
 
 from tuner.contract.base import Frozen, Scalar
-from tuner.contract.config import RunConfig
+from tuner.contract.config import OptimizerConfig, RunConfig
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
+    from torch.optim import Optimizer
     from torch.utils.data import Dataset
 
 SAMPLE_SEED = "sample_seed"
@@ -118,6 +119,21 @@ class HasParamGroups(Protocol):
     """Optional: parameter groups, `params` and `lr_scale` each; the lr knob multiplies all of them."""
 
     def param_groups(self, model: nn.Module) -> Sequence[Mapping[str, Any]]: ...
+
+
+class HasOptimizer(Protocol):
+    """Optional: an optimizer of your own, made from the configuration's settings. Each group's lr relative to
+    `config.lr` is kept: the lr knob and the schedule multiply all of them. Its `step()` takes no closure, and its state
+    consists of tensors and plain values. Where it ignores `config.fused`, that knob is refused."""
+
+    def optimizer(self, model: nn.Module, config: OptimizerConfig) -> Optimizer: ...
+
+
+class HasSchedule(Protocol):
+    """Optional: a learning rate schedule of your own: the factor on the base lr, 0 or more, after `samples` samples of
+    `horizon_samples`. Counted in samples, so that it means the same at every batch size; a pure function of them."""
+
+    def schedule(self, samples: float, horizon_samples: int) -> float: ...
 
 
 class HasCollate(Protocol):

@@ -167,7 +167,8 @@ class _FakeJob:
         self._optimizer = build_optimizer(workload, self.model, config.optimizer)
         if device.type == "cuda" and not config.optimizer.fused:  # torch's choice there: temporaries of all weights
             for settings in self._optimizer.param_groups:
-                settings["foreach"] = True
+                if "foreach" in settings:
+                    settings["foreach"] = True
         if config.gradient_checkpointing:
             checkpoint_blocks(workload, self.model)
         self._maker = GradientMaker(workload, self.model, self._arithmetic, channels_last=False)

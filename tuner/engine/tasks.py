@@ -10,9 +10,10 @@ from typing import Any
 import torch
 
 from tuner.contract.base import Scalar
-from tuner.contract.config import RunConfig
+from tuner.contract.config import OptimizerName, RunConfig
 from tuner.contract.errors import WorkloadError
 from tuner.contract.probe import DescribeEvent, NoticeEvent, ProbeKind, ProbeRequest, ProgressEvent
+from tuner.contract.workload import WorkloadInfo
 from tuner.engine import inference, noise, probes, profiling, proofs
 from tuner.engine.bench import Bench, failed
 from tuner.engine.device import choose_device, describe, environment
@@ -21,6 +22,7 @@ from tuner.engine.following import follow
 from tuner.engine.hooks import Emit, Phases
 from tuner.engine.limits import memory_cap
 from tuner.engine.notices import told
+from tuner.engine.optim import makes_optimizer
 from tuner.engine.production import train
 from tuner.prepared import locked
 
@@ -120,10 +122,20 @@ def _maker(workload_class: type[Any] | None, emit: Emit) -> Callable[[Mapping[st
 
 
 def _describe(request: ProbeRequest, workload_class: type[Any] | None, emit: Emit) -> None:
-    info = workload_class(dict(request.options)).info() if workload_class is not None else None
+    info = described(workload_class(dict(request.options))) if workload_class is not None else None
     device = describe(request.device)
     kind = torch.device("cuda", 0) if device.kind == "cuda" else torch.device("cpu")
     emit(DescribeEvent(device=device, info=info, environment=environment(kind)))
+
+
+def described(workload: Any) -> WorkloadInfo:
+    """Its `info`. Where it makes its own optimizer and does not say after which one its lr scales, none is assumed."""
+    info: WorkloadInfo = workload.info()
+    optimizer = info.baseline.optimizer
+    if not makes_optimizer(workload) or "name" in optimizer.model_fields_set:
+        return info
+    own = optimizer.model_copy(update={"name": OptimizerName.OWN})
+    return info.model_copy(update={"baseline": info.baseline.model_copy(update={"optimizer": own})})
 
 
 def _prepare(workload: Any, emit: Emit) -> None:

@@ -24,7 +24,7 @@ from tuner.engine.flops import FlopCount
 from tuner.engine.global_random import random_state, restore_random, seed_all
 from tuner.engine.hooks import Hook
 from tuner.engine.loader import Group, Source, StreamSource
-from tuner.engine.optim import build_optimizer, lr_factor, match_layout, set_lr, trained_parameters, with_settings_of
+from tuner.engine.optim import build_optimizer, lr_schedule, match_layout, set_lr, trained_parameters, with_settings_of
 from tuner.engine.precision import Arithmetic
 from tuner.engine.step import GradientMaker, Span, StepResult, no_span, update, within
 
@@ -74,6 +74,7 @@ class Trainer:
         self.ema = Ema(self.model, config.ema) if config.ema is not None and self.rank.leads else None
         self.optimizer = build_optimizer(workload, self.model, config.optimizer)
         self.parameters = trained_parameters(self.optimizer)
+        self._lr_factor = lr_schedule(workload, config)
         self._gradients = GradientMaker(workload, self.model, self.arithmetic, channels_last=config.channels_last)
         self._keep_gradients = False
         self._span: Span = no_span
@@ -228,7 +229,7 @@ class Trainer:
     def _schedule(self, step_samples: int) -> float:
         """The rate at the middle of the step: the same curve whatever the batch size."""
         middle = self.samples + step_samples / 2
-        lr = self.config.optimizer.lr * lr_factor(self.config.schedule, self.config.horizon_samples, middle)
+        lr = self.config.optimizer.lr * self._lr_factor(middle)
         set_lr(self.optimizer, lr)
         return lr
 

@@ -122,7 +122,13 @@ def with_rate(config: RunConfig, baseline: RunConfig, lr: float | None) -> RunCo
 
 def lr_rule(optimizer: OptimizerConfig, factor: float) -> float:
     """Learning rate when the effective batch grows by `factor`: linear for SGD (Goyal et al., arXiv 1706.02677),
-    square root for Adam and AdamW (Malladi et al., arXiv 2205.10287)."""
+    square root for Adam and AdamW (Malladi et al., arXiv 2205.10287). Raises ValueError for an optimizer without a
+    rule, where the batch is not the same."""
+    if optimizer.name is OptimizerName.OWN and factor != 1.0:
+        raise ValueError(
+            "no rule is known by which the lr of the workload's own optimizer follows the batch; say in optimizer.name "
+            "after which it scales (sgd: linearly; adam, adamw: by the square root)"
+        )
     power = factor if optimizer.name is OptimizerName.SGD else math.sqrt(factor)
     return optimizer.lr * power
 
