@@ -32,7 +32,7 @@ $(VENV)/.run-installed: pyproject.toml constraints.txt | $(BIN)/python
 ifneq ($(TORCH_INDEX),)
 	$(BIN)/pip install --disable-pip-version-check --quiet --index-url $(TORCH_INDEX) torch==2.13.0
 endif
-	$(BIN)/pip install --disable-pip-version-check --quiet -c constraints.txt -e '.[postgres]'
+	$(BIN)/pip install --disable-pip-version-check --quiet -c constraints.txt -e '.[postgres,testing]'
 	$(BIN)/pip install --disable-pip-version-check --quiet --no-deps $(DATA)
 	@touch $@
 

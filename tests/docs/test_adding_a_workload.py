@@ -7,6 +7,7 @@ import os
 import re
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import numpy as np
@@ -57,6 +58,16 @@ def test_the_example_passes_the_suite_it_shows(folder: Path) -> None:
     )
     assert ran.returncode == 0, ran.stdout + ran.stderr
     assert re.search(r"^\d+ passed in", ran.stdout, flags=re.M), ran.stdout
+
+
+def test_the_set_up_brings_what_the_suite_needs() -> None:
+    """`python -m pytest` of the page, after `make setup` of the README."""
+    told = subprocess.run(
+        ["make", "-n", "setup", "VENV=not-there"], cwd=ROOT, capture_output=True, text=True, timeout=60, check=True
+    ).stdout
+    (extras,) = re.findall(r"-e '\.\[(.*?)\]'", told)
+    offered = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["optional-dependencies"]
+    assert any(line.startswith("pytest>") for extra in extras.split(",") for line in offered[extra])
 
 
 def test_the_example_takes_the_users_pictures(folder: Path) -> None:
