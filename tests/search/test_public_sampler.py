@@ -27,8 +27,8 @@ from optuna.samplers import BaseSampler, PartialFixedSampler, TPESampler
 from optuna.testing import pytest_samplers as suite
 from optuna.trial import Trial, TrialState
 
+from tuner import TunerSampler
 from tuner.contract.errors import ConfigError
-from tuner.search.sampler import TunerSampler
 
 NAMES = {"micro_batch_size": "bs", "precision": "amp"}
 optuna.logging.set_verbosity(optuna.logging.ERROR)

@@ -29,7 +29,7 @@ MOST_VALUES = 1024
 class TunerSampler(BaseSampler):
     """Proposes training configurations by the tuner's staged search: loader, flags, batch sizes, compile, polish.
 
-    Works in any study that maximises samples/s at a fixed effective batch size::
+    `from tuner import TunerSampler`; it works in any study that maximises samples/s at a fixed effective batch size::
 
         def objective(trial):
             micro = trial.suggest_categorical("bs", [4, 8, 16, 32, 64])

@@ -20,11 +20,10 @@ from tuner.contract.probe import ProbeRequest, ProbeRow
 from tuner.contract.study import SamplerName, StudySpec
 from tuner.search.fallback import Axis, axes, lessons, may_propose, open_points, point_at, values_of
 from tuner.search.planner import sampler_request
-from tuner.search.public_sampler import TunerSampler
 from tuner.search.situation import Situation, situation_of
 from tuner.search.view import View
 
-__all__ = ["StagedSampler", "TunerSampler", "make_sampler", "propose", "proposed"]
+__all__ = ["StagedSampler", "make_sampler", "propose", "proposed"]
 
 DRAWS = 60
 """Draws of the fall-back's sampler per proposal: most repeats of a small space are passed over so."""
