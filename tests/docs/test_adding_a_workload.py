@@ -9,6 +9,7 @@ import subprocess
 import sys
 import tomllib
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -110,6 +111,18 @@ def test_full_is_a_resnet_18(folder: Path, tmp_path: Path, monkeypatch: pytest.M
     assert f"{11_173_962:,}" in PAGE
     assert isinstance(job.trivial()["accuracy"], Trivial)
     assert 0.1 < job.trivial()["accuracy"].value < 0.15
+
+
+@pytest.mark.parametrize(
+    ("text", "factors"),
+    [("torch.optim.Adadelta", {0: 1.0, 63: 1.0, 64: 0.7, 640: 0.7**10}), ("up, down", {0: 0.04, 192: 1.0, 640: 0.0})],
+)
+def test_the_schedules_are_what_they_are_called(text: str, factors: dict[float, float]) -> None:
+    """StepLR and OneCycleLR over 640 samples, of which an epoch has 64."""
+    names: dict[str, Any] = {}
+    exec(f"import math, torch\nclass Job:\n    train = 64\n{block('python', text)}", names)
+    job = names["Job"]()
+    assert {samples: job.schedule(samples, 640) for samples in factors} == pytest.approx(factors)
 
 
 def test_the_study_file_is_one() -> None:
