@@ -100,7 +100,7 @@ def tell(
     for name, side in (("baseline", decision.baseline), ("shipped", decision.winner)):
         if side is not None:
             console.print(
-                f"  {name:<9}{spec.label(side.config):<44}{speak.rate(side.samples_per_s, ' samples/s'):>28}"
+                f"  {name:<9}{spec.label(side.config):<44}{speak.rate(side.samples_per_s, ' samples/s'):>36}"
                 f"   peak {speak.mib(side.peak_bytes):>10}   {side.processes} fresh processes"
             )
     if decision.gain is not None:

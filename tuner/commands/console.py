@@ -3,6 +3,7 @@ terminal get plain lines of full width."""
 
 from __future__ import annotations
 
+import math
 import sys
 from typing import TYPE_CHECKING
 
@@ -11,6 +12,9 @@ from tuner.contract.probe import Event, NoticeEvent
 
 if TYPE_CHECKING:
     from rich.console import Console
+
+LOPSIDED = 0.125
+"""Share of its half-width by which an interval's middle may lie beside its value, to be written with one `±`."""
 
 
 def make_console(*, as_json: bool) -> Console:
@@ -69,17 +73,19 @@ def clock(seconds: float) -> str:
 
 
 def rate(interval: Interval | None, unit: str = "") -> str:
-    """`448 ± 3` with as many digits as the interval allows; one number alone is never shown as certain."""
+    """`448 ± 3`, or `68 (31 to 150)` where the interval is lopsided, with as many digits as it allows; one number alone
+    is never shown as certain."""
     if interval is None:
         return "-"
-    import math
-
-    if not math.isfinite(interval.high) or not math.isfinite(interval.low):
-        return f"{interval.value:.4g} ± ?{unit}"
-    reach = (interval.high - interval.low) / 2
+    value, low, high = interval.value, interval.low, interval.high
+    if not math.isfinite(high) or not math.isfinite(low):
+        return f"{value:.4g} ± ?{unit}"
+    reach = (high - low) / 2
     digits = max(0, 1 - math.floor(math.log10(reach))) if reach > 0 else 1
     digits = min(digits, 3)
-    return f"{interval.value:,.{digits}f} ± {reach:,.{digits}f}{unit}"
+    if abs((low + high) / 2 - value) > LOPSIDED * reach or value <= reach:
+        return f"{value:,.{digits}f} ({low:,.{digits}f} to {high:,.{digits}f}){unit}"
+    return f"{value:,.{digits}f} ± {reach:,.{digits}f}{unit}"
 
 
 def gain(interval: Interval) -> str:
