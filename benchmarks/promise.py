@@ -17,10 +17,11 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.machine import print_machine, table, tuner
+from tuner.contract.promise_check import Verdict
 from tuner.export.tuned import headline, load, write
 
 MARGIN = 0.03
-"""Of the throughput, beyond the host's drift (docs/method.md)."""
+"""Of the throughput, beyond the host's drift: a figure of our own; the run's verdict says whether it is kept."""
 PEAK_MARGIN = 0.05
 
 
@@ -109,7 +110,7 @@ HEADS = (
     "raw",
     "host drift",
     "beyond drift",
-    "inside",
+    "verdict",
     "peak promised",
     "reached",
     "peak",
@@ -121,7 +122,7 @@ def text_of(results: Sequence[dict[str, Any]]) -> str:
     names = list(dict.fromkeys(result["of"] for result in results))
     runs = {name: [result for result in results if result["of"] == name] for name in names}
     rows = [row(number, result) for found in runs.values() for number, result in enumerate(found, 1)]
-    heads = ("workload", "runs", "within 3 % beyond drift", "raw within 3 %", "inside the interval", "peak within 5 %")
+    heads = ("workload", "runs", "within 3 % beyond drift", "raw within 3 %", "kept", "peak within 5 %")
     kept = [(name, *counts(found)) for name, found in runs.items()]
     whole = [("all", *counts(results))] if len(kept) > 1 else []
     return f"{table(HEADS, rows)}\n\n{table(heads, kept + whole)}"
@@ -132,7 +133,7 @@ def counts(results: Sequence[dict[str, Any]]) -> tuple[int, int, int, int, int]:
         len(results),
         sum(abs(judged(result)) <= MARGIN for result in results),
         sum(abs(result["deviation"]) <= MARGIN for result in results),
-        sum(in_interval(result) for result in results),
+        sum(verdict_of(result) in (Verdict.KEPT, Verdict.ABOVE) for result in results),
         sum(abs(result["peak_deviation"]) <= PEAK_MARGIN for result in results),
     )
 
@@ -142,9 +143,9 @@ def judged(result: dict[str, Any]) -> float:
     return float(value)
 
 
-def in_interval(result: dict[str, Any]) -> bool:
-    promised = result["promised_samples_per_s"]
-    return bool(promised["low"] <= result["samples_per_s"]["value"] <= promised["high"])
+def verdict_of(result: dict[str, Any]) -> str:
+    """Of a result kept before there were verdicts, `-`."""
+    return result.get("verdict") or "-"
 
 
 def row(number: int, result: dict[str, Any]) -> tuple[object, ...]:
@@ -157,7 +158,7 @@ def row(number: int, result: dict[str, Any]) -> tuple[object, ...]:
         percent(result["deviation"]),
         "unknown" if result["host_drift"] is None else f"{result['host_drift']:.3f}",
         percent(result["deviation_beyond_drift"]),
-        "yes" if in_interval(result) else "NO",
+        verdict_of(result),
         f"{result['promised_peak_bytes'] / (1 << 20):.0f} MiB",
         f"{result['peak_bytes'] / (1 << 20):.0f} MiB",
         percent(result["peak_deviation"]),

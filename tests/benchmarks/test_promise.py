@@ -12,7 +12,7 @@ from tuner.contract.tuned import Promise, TunedConfig
 from tuner.export.tuned import load, write
 
 
-def result(of: str, reached: float, beyond: float | None, peak: float) -> dict[str, Any]:
+def result(of: str, reached: float, beyond: float | None, peak: float, verdict: str) -> dict[str, Any]:
     return {
         "of": of,
         "promised_samples_per_s": {"value": 100.0, "low": 90.0, "high": 110.0},
@@ -23,16 +23,21 @@ def result(of: str, reached: float, beyond: float | None, peak: float) -> dict[s
         "promised_peak_bytes": 100 << 20,
         "peak_bytes": round((1 + peak) * (100 << 20)),
         "peak_deviation": peak,
+        "verdict": verdict,
     }
 
 
 def test_what_counts_as_kept() -> None:
-    """A slow host is taken out of the judged figure, never out of the raw ones."""
-    runs = [result("one", 80.0, -0.01, 0.04), result("one", 98.0, None, 0.06), result("two", 101.0, 0.05, -0.01)]
+    """A slow host is taken out of the judged figure, never out of the raw ones; faster than promised is kept too."""
+    runs = [
+        result("one", 80.0, -0.01, 0.04, "kept"),
+        result("one", 89.0, None, 0.06, "below"),
+        result("two", 118.0, 0.18, -0.01, "above"),
+    ]
     rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in text_of(runs).splitlines() if line]
-    assert ["one", "2", "2", "1", "1", "1"] in rows
-    assert ["two", "1", "0", "1", "1", "1"] in rows
-    assert ["all", "3", "2", "2", "2", "2"] in rows
+    assert ["one", "2", "1", "0", "1", "1"] in rows
+    assert ["two", "1", "0", "0", "1", "1"] in rows
+    assert ["all", "3", "1", "0", "2", "2"] in rows
 
 
 def test_a_short_horizon_is_made_longer_than_the_run(tmp_path: Path) -> None:

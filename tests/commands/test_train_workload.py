@@ -68,6 +68,8 @@ def test_what_is_said_of_a_metric(value: float, trivial: Trivial | None, said: s
         peak_bytes=1,
         promised_peak_bytes=None,
         peak_deviation=None,
+        verdict=None,
+        peak_verdict=None,
         losses={},
         metrics={"macro_auc": value},
         trivial={"macro_auc": trivial} if trivial else {},

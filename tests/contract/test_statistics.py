@@ -126,6 +126,10 @@ def test_drift_says_how_much_faster_the_host_is_now() -> None:
     assert drift([], [0.1]) is None
 
 
+def test_a_piece_of_reference_work_that_was_interrupted_does_not_look_like_drift() -> None:
+    assert drift([0.1, 0.1, 0.1, 5.0], [0.1, 0.1]) == pytest.approx(1.0)
+
+
 @given(st.lists(st.floats(1e-6, 1e3), min_size=1, max_size=40), st.integers(1, 512))
 def test_a_rate_lies_within_its_own_interval(steps: list[float], samples: int) -> None:
     interval = rate_interval(steps, samples)

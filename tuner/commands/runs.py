@@ -12,10 +12,11 @@ from tuner.commands import console as speak
 from tuner.commands import setup
 from tuner.commands.run_state import has_checkpoint, read_status, state_of
 from tuner.commands.sparkline import sparkline
-from tuner.commands.train_verdict import judge, quality
+from tuner.commands.train_verdict import in_words, judge, quality
 from tuner.contract.errors import ConfigError
 from tuner.contract.probe import ProbeReply
 from tuner.contract.production import LiveStatus, ProductionRun, RunStatus
+from tuner.contract.promise_check import PeakVerdict
 from tuner.contract.result import CurvePoint, RunLine, RunResult, RunsResult, TrainResultJson, plain_json
 from tuner.contract.tuned import TunedConfig
 
@@ -24,7 +25,19 @@ if TYPE_CHECKING:
 
     from tuner.store.store import StudyStore
 
-HEADS = ("run", "status", "workload", "configuration", "samples", "promised", "reached", "deviation", "peak", "folder")
+HEADS = (
+    "run",
+    "status",
+    "workload",
+    "configuration",
+    "samples",
+    "promised",
+    "reached",
+    "deviation",
+    "verdict",
+    "peak",
+    "folder",
+)
 STYLES = {RunStatus.FAILED.value: "red", RunStatus.DIED.value: "red", RunStatus.STOPPED.value: "yellow"}
 ENDED = (RunStatus.STOPPED, RunStatus.FAILED, RunStatus.DIED)
 
@@ -133,8 +146,10 @@ def _from_result(result: TrainResultJson) -> dict[str, Any]:
         "host_drift": result.host_drift,
         "deviation": result.deviation,
         "deviation_beyond_drift": result.deviation_beyond_drift,
+        "verdict": result.verdict,
         "peak_bytes": result.peak_bytes,
         "peak_deviation": result.peak_deviation,
+        "peak_verdict": result.peak_verdict,
         "loss": result.losses.get("total"),
     }
 
@@ -146,16 +161,18 @@ def _from_status(status: LiveStatus | None) -> dict[str, Any]:
         "host_drift": status.host_drift if status else None,
         "deviation": status.deviation if status else None,
         "deviation_beyond_drift": status.deviation_beyond_drift if status else None,
+        "verdict": status.verdict if status else None,
         "peak_bytes": (status.peak_bytes or None) if status else None,
         "peak_deviation": status.peak_deviation if status else None,
+        "peak_verdict": status.peak_verdict if status else None,
         "loss": status.losses.get("total") if status else None,
     }
 
 
 def columns(items: Sequence[str]) -> str:
-    run, status, workload, label, samples, promised, reached, deviation, peak, folder = items
+    run, status, workload, label, samples, promised, reached, deviation, verdict, peak, folder = items
     left = f"{run:<12}  {status:<9} {workload:<12} {label:<34} {samples:>21}"
-    return f"{left} {promised:>12} {reached:>10} {deviation:>9} {peak:>17}  {folder}"
+    return f"{left} {promised:>12} {reached:>10} {deviation:>9} {verdict:>7} {peak:>17}  {folder}"
 
 
 def cells(line: RunLine) -> tuple[str, ...]:
@@ -170,13 +187,17 @@ def cells(line: RunLine) -> tuple[str, ...]:
         _rate(promised.value if promised else None),
         _rate(line.samples_per_s),
         _percent(_best_deviation(line)),
+        line.verdict.value if line.verdict else "-",
         _peaks(line),
         shown_folder(line.out_dir),
     )
 
 
 def footnotes(lines: Sequence[RunLine], more: int) -> list[str]:
-    notes = ["samples/s; the deviation is beyond the host's own drift where that is known; peak: reached of promised"]
+    notes = [
+        "samples/s; the deviation is beyond the host's own drift where that is known; peak: reached of promised",
+        "verdict: kept = within the promised interval; above = faster than it; below = slower, the promise is not kept",
+    ]
     if any(line.resumable for line in lines):
         notes.append("what has stopped, failed or died with a checkpoint goes on with its own command: tuner runs RUN")
     if more:
@@ -220,7 +241,12 @@ def _promise_lines(line: RunLine) -> list[str]:
         drift = f", the host itself at {100 * line.host_drift:.1f} % of its speed then" if line.host_drift else ""
         beyond = line.deviation_beyond_drift
         rest = f", {_percent(beyond)} beyond its drift" if beyond is not None else ""
-        texts.append(f"  deviation {_percent(line.deviation)} raw{drift}{rest}; peak {_percent(line.peak_deviation)}")
+        over = " (above its error bar)" if line.peak_verdict is PeakVerdict.ABOVE else ""
+        peak = f"; peak {_percent(line.peak_deviation)}{over}"
+        texts.append(f"  deviation {_percent(line.deviation)} raw{drift}{rest}{peak}")
+    if line.verdict is not None:
+        so_far = "so far " if line.status == RunStatus.RUNNING.value else ""
+        texts.append(f"  verdict   {so_far}{in_words(line.verdict)}")
     return texts
 
 

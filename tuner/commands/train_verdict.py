@@ -8,10 +8,10 @@ from pathlib import Path
 
 from tuner.commands import console as speak
 from tuner.contract.config import RunConfig
-from tuner.contract.measurement import Interval
 from tuner.contract.probe import ProbeReply, TrainResult
+from tuner.contract.promise_check import PeakVerdict, Verdict, check_promise
 from tuner.contract.result import TrainResultJson
-from tuner.contract.statistics import drift, throughput
+from tuner.contract.statistics import throughput
 from tuner.contract.tuned import Promise, TunedConfig
 
 
@@ -22,8 +22,8 @@ def judge(tuned: TunedConfig, reply: ProbeReply, run_id: str, out: Path) -> Trai
         return None
     measured = throughput(result.measurement) if result.measurement.steady_step_s else None
     promise = tuned.promise
-    moved = drift(result.measurement.reference_s, promise.reference_s) if promise else None
     peak = result.measurement.memory.gate_bytes
+    held = check_promise(promise, measured.value if measured else None, result.measurement.reference_s, peak)
     return TrainResultJson(
         run=run_id,
         out_dir=str(out),
@@ -37,25 +37,16 @@ def judge(tuned: TunedConfig, reply: ProbeReply, run_id: str, out: Path) -> Trai
         epochs_per_min=60 * measured.value / result.epoch_samples if measured and result.epoch_samples else None,
         samples_per_s=measured,
         promised_samples_per_s=promise.samples_per_s if promise else None,
-        host_drift=moved,
-        deviation=_deviation(measured, promise, 1.0),
-        deviation_beyond_drift=_deviation(measured, promise, moved),
         peak_bytes=peak,
         promised_peak_bytes=promise.peak_bytes if promise else None,
-        peak_deviation=peak / promise.peak_bytes - 1 if promise and promise.peak_bytes else None,
         losses=_last_losses(result),
         metrics=result.metrics,
         trivial=result.trivial,
         best=result.best,
         skipped_steps=result.skipped_steps,
         not_finite_steps=result.not_finite_steps,
+        **dict(held),
     )
-
-
-def _deviation(measured: Interval | None, promise: Promise | None, host: float | None) -> float | None:
-    if measured is None or promise is None or host is None:
-        return None
-    return measured.value / promise.samples_per_s.value / host - 1
 
 
 def _last_losses(result: TrainResult) -> dict[str, float]:
@@ -82,20 +73,35 @@ def verdict(result: TrainResultJson, promise: Promise | None) -> list[str]:
         )
     lines += _not_finite(result)
     lines += [f"  fell back {step.ended.label} -> {step.chosen.label}: {step.why}" for step in result.fallbacks]
-    if promise is None or result.deviation is None:
-        return lines
-    lines.append(f"  promised  {speak.rate(promise.samples_per_s, ' samples/s')}, peak {speak.mib(promise.peak_bytes)}")
-    text = f"  deviation {100 * result.deviation:+.1f} % raw"
-    if result.deviation_beyond_drift is not None and result.host_drift is not None:
-        text += (
-            f", {100 * result.deviation_beyond_drift:+.1f} % beyond the host's own drift "
-            f"(it ran at {100 * result.host_drift:.1f} % of its speed at the time of the promise)"
-        )
-    judged = result.deviation if result.deviation_beyond_drift is None else result.deviation_beyond_drift
-    lines.append(text + (": the promise is kept" if abs(judged) <= 0.03 else ": the promise is NOT kept (3 %)"))
+    return lines if promise is None else lines + _held(result, promise)
+
+
+def _held(result: TrainResultJson, promise: Promise) -> list[str]:
+    lines = [f"  promised  {speak.rate(promise.samples_per_s, ' samples/s')}, peak {speak.mib(promise.peak_bytes)}"]
+    if result.deviation is not None and result.verdict is not None:
+        text = f"  deviation {100 * result.deviation:+.1f} % raw"
+        if result.deviation_beyond_drift is not None and result.host_drift is not None:
+            text += (
+                f", {100 * result.deviation_beyond_drift:+.1f} % beyond the host's own drift "
+                f"(it ran at {100 * result.host_drift:.1f} % of its speed at the time of the promise)"
+            )
+        lines.append(f"{text}: the promise is {in_words(result.verdict)}")
     if result.peak_deviation is not None:
-        lines.append(f"  peak      {100 * result.peak_deviation:+.1f} % of the promised peak")
+        high = speak.mib(promise.peak_high_bytes)
+        over = f", ABOVE its error bar ({high})" if result.peak_verdict is PeakVerdict.ABOVE else ""
+        lines.append(f"  peak      {100 * result.peak_deviation:+.1f} % of the promised peak{over}")
     return lines
+
+
+def in_words(verdict: Verdict) -> str:
+    """For the end of a sentence that begins with `the promise is`."""
+    match verdict:
+        case Verdict.KEPT:
+            return "kept"
+        case Verdict.ABOVE:
+            return "kept and exceeded: faster than its interval"
+        case Verdict.BELOW:
+            return "NOT kept: slower than the lower end of its interval"
 
 
 def _not_finite(result: TrainResultJson) -> list[str]:

@@ -11,6 +11,7 @@ from tuner.contract.base import Frozen
 from tuner.contract.config import RunConfig
 from tuner.contract.liveness import Writer
 from tuner.contract.probe import TrainResult
+from tuner.contract.promise_check import PeakVerdict, Verdict
 from tuner.contract.tuned import Promise
 
 
@@ -97,7 +98,10 @@ class LiveStatus(Frozen):
     """mean_samples_per_s / promised - 1."""
     deviation_beyond_drift: float | None = None
     """The same without what the host itself has become slower or faster by."""
+    verdict: Verdict | None = None
+    """The promise so far: inside its interval, above or below it, by what is known beyond the drift."""
     peak_deviation: float | None = None
+    peak_verdict: PeakVerdict | None = None
     warning: str = ""
     """The last warning of this invocation."""
     command: str = ""

@@ -12,6 +12,7 @@ from tuner.contract.base import Frozen
 from tuner.contract.choice import Confirmation, FellBack
 from tuner.contract.config import RunConfig
 from tuner.contract.measurement import Interval, Outcome
+from tuner.contract.promise_check import PeakVerdict, Verdict
 from tuner.contract.space import Dropped
 from tuner.contract.study import Objective
 from tuner.contract.tuned import Origin
@@ -94,9 +95,14 @@ class TrainResultJson(Frozen):
     """reached / promised - 1."""
     deviation_beyond_drift: float | None
     """reached / promised / host_drift - 1: what the promise is judged by on a machine without a GPU."""
+    verdict: Verdict | None
+    """Of the throughput, beyond the drift where that is known: `kept` = inside the promised interval, `above` = faster
+    (kept and exceeded), `below` = slower than its lower end: not kept; null = nothing was promised, or measured."""
     peak_bytes: int
     promised_peak_bytes: int | None
     peak_deviation: float | None
+    peak_verdict: PeakVerdict | None
+    """`within` the promised peak's error bar (or below it), or `above` it."""
     losses: dict[str, float]
     metrics: dict[str, float]
     """The last evaluation's figures, and the last assessment's."""
@@ -142,9 +148,11 @@ class RunLine(Frozen):
     host_drift: float | None
     deviation: float | None
     deviation_beyond_drift: float | None
+    verdict: Verdict | None
     peak_bytes: int | None
     promised_peak_bytes: int | None
     peak_deviation: float | None
+    peak_verdict: PeakVerdict | None
     loss: float | None
     metrics: dict[str, float | None]
     command: str

@@ -162,7 +162,10 @@ def _student(n: int, confidence: float) -> float:
 
 
 def drift(reference_now: Sequence[float], reference_then: Sequence[float]) -> float | None:
-    """How much faster the host is now than then, by its reference work: 0.95 = 5 % slower. None = unknown."""
+    """How much faster the host is now than then, by its reference work: 0.95 = 5 % slower. None = unknown.
+
+    Medians, as a single piece of reference work that a neighbour interrupted may take many times as long.
+    """
     if not reference_now or not reference_then:
         return None
-    return float(np.mean(reference_then) / np.mean(reference_now))
+    return float(np.median(reference_then) / np.median(reference_now))

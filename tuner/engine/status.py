@@ -27,8 +27,8 @@ from tuner.contract.probe import (
     TrainResult,
 )
 from tuner.contract.production import STATUS_FILE, LiveStatus, RunStatus
+from tuner.contract.promise_check import check_promise
 from tuner.contract.result import plain_json
-from tuner.contract.statistics import drift
 from tuner.contract.tuned import Promise
 from tuner.engine.checkpoint import PREFIX
 
@@ -120,19 +120,9 @@ class StatusFile:
             **self._held(mean, measured.reference_s, measured.memory.gate_bytes),
         }
 
-    def _held(self, mean: float | None, reference_s: Sequence[float], peak_bytes: int) -> dict[str, float | None]:
+    def _held(self, mean: float | None, reference_s: Sequence[float], peak_bytes: int) -> dict[str, Any]:
         """The promise against what was reached so far."""
-        promise = self._promise
-        if promise is None or mean is None:
-            return {}
-        moved = drift(reference_s, promise.reference_s)
-        raw = mean / promise.samples_per_s.value
-        return {
-            "host_drift": moved,
-            "deviation": raw - 1,
-            "deviation_beyond_drift": raw / moved - 1 if moved else None,
-            "peak_deviation": peak_bytes / promise.peak_bytes - 1 if promise.peak_bytes else None,
-        }
+        return dict(check_promise(self._promise, mean, reference_s, peak_bytes))
 
 
 class Pace:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import itertools
 import os
-import statistics
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -18,6 +17,7 @@ import psutil
 import torch
 
 from tuner.contract.probe import Expected, NoticeEvent, TrainPlan
+from tuner.contract.statistics import drift
 from tuner.engine.hooks import Emit, Hook, Phases
 from tuner.engine.memory import PeakMemory
 from tuner.engine.meter import FIRST_STEPS, buffered_steps
@@ -92,9 +92,7 @@ class Alarm:
 
 def host_speed(expected: Expected, reference_s: Sequence[float]) -> float | None:
     """The host now against the host of the promise, by its reference work; 0.5 = half as fast. None = unknown."""
-    if not expected.reference_s or not reference_s:
-        return None
-    return statistics.median(expected.reference_s) / statistics.median(reference_s)
+    return drift(reference_s, expected.reference_s)
 
 
 def least_rate(expected: Expected) -> float:

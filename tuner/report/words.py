@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from tuner.contract.measurement import Interval
 from tuner.contract.probe import ProbeRow
 from tuner.contract.production import ProductionRun
-from tuner.contract.statistics import drift
+from tuner.contract.promise_check import PeakVerdict, check_promise
 from tuner.contract.study import Objective, StudySpec
 from tuner.contract.tuned import Decision, Side
 from tuner.report.frame import MIB, rate
@@ -108,16 +108,18 @@ class Reality:
     reached: str
     deviation: str
     beyond_drift: str
+    verdict: str
     promised_peak: str
     peak: str
 
 
 def reality(run: ProductionRun) -> Reality:
-    """The raw deviation, and the same with the host's own drift taken out where reference work was measured."""
+    """Reality beside the promise, with the verdict of `check_promise`."""
     result, promise = run.result, run.promise
     reached = rate(result.measurement) if result else None
-    ratio = reached.value / promise.samples_per_s.value if reached and promise else None
-    host = drift(result.measurement.reference_s, promise.reference_s) if result and promise else None
+    peak = result.measurement.memory.gate_bytes if result else None
+    reference_s = result.measurement.reference_s if result else ()
+    held = check_promise(promise, reached.value if reached else None, reference_s, peak)
     return Reality(
         id=run.id,
         status=run.status.value,
@@ -127,15 +129,16 @@ def reality(run: ProductionRun) -> Reality:
         samples=f"{result.samples:,}" if result else DASH,
         promised=speed(promise.samples_per_s) if promise else DASH,
         reached=speed(reached),
-        deviation=_signed(ratio),
-        beyond_drift=_signed(ratio / host if ratio and host else None),
+        deviation=_signed(held.deviation),
+        beyond_drift=_signed(held.deviation_beyond_drift),
+        verdict=held.verdict.value if held.verdict else DASH,
         promised_peak=mib(promise.peak_bytes) if promise else DASH,
-        peak=mib(result.measurement.memory.gate_bytes) if result else DASH,
+        peak=f"{mib(peak)}{' (above its bar)' if held.peak_verdict is PeakVerdict.ABOVE else ''}",
     )
 
 
-def _signed(ratio: float | None) -> str:
-    return DASH if ratio is None else f"{100 * (ratio - 1):+.1f} %"
+def _signed(deviation: float | None) -> str:
+    return DASH if deviation is None else f"{100 * deviation:+.1f} %"
 
 
 def note(spec: StudySpec, decision: Decision, rows: Sequence[ProbeRow]) -> str:
