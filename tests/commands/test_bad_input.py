@@ -30,6 +30,10 @@ REFUSED = [
     (("optimize", "-w", TOY, "--aa", "--effective-batch", "free"), "--effective-batch free: an A/A run keeps"),
     (("optimize", "-w", TOY, "--study", "mine-pareto"), "--study mine-pareto: names ending in -pareto are the store's"),
     (("optimize", "-w", TOY, "--study", "mine-aa"), "--study mine-aa: names ending in -aa are for A/A runs"),
+    (
+        ("optimize", "-w", TOY, "--tune-lr"),
+        "--tune-lr: the study lists no rate besides the baseline's 0.001; write some",
+    ),
     (("optimize", "-w", TOY, "--data", "nowhere"), "--data: nowhere does not exist"),
     (("optimize", "-w", TOY, "--option", "width"), "--option: KEY=VALUE is expected"),
     (("optimize", "-w", TOY, "--storage", "nonsense"), "nonsense"),

@@ -22,7 +22,7 @@ from tuner.contract.gpu import AUTO, DeviceInfo, GpuProfile, gpu_profile
 from tuner.contract.probe import ProbeRow
 from tuner.contract.result import AaResult, OptimizeResult, SideResult, plain_json
 from tuner.contract.space import Dropped, Knob, SearchSpace, knob_value
-from tuner.contract.study import MEMORY_MARGIN, PARETO_SUFFIX, Objective, SamplerName, StudySpec
+from tuner.contract.study import MEMORY_MARGIN, PARETO_SUFFIX, LrSpec, Objective, SamplerName, StudySpec
 from tuner.contract.tuned import Decision, Promise, Side
 from tuner.export.tuned import origin, tuned_config, write
 
@@ -192,6 +192,8 @@ def build_spec(words: JobWords, search: SearchWords, job: Job) -> StudySpec:
         dropped = (*dropped, *starved)
     check_baseline(baseline, target)
     check_levers(space, baseline)
+    if search.tune_lr:
+        check_rates(space, baseline, job.file.lr)
     return StudySpec(
         name=study_name(words, search, job.info.preset),
         workload=words.workload,
@@ -271,6 +273,19 @@ def check_levers(space: SearchSpace, baseline: RunConfig) -> None:
                 f"space.options.{name}: which of {listed} the baseline's model has is not said; "
                 f"write it into the study file (options: {{{name}: ...}}) or name it with -o {name}=..."
             )
+
+
+def check_rates(space: SearchSpace, baseline: RunConfig, asked: LrSpec) -> None:
+    """--tune-lr chooses among rates that somebody has listed."""
+    own = baseline.optimizer.lr
+    if not asked.enabled:
+        raise ConfigError("--tune-lr: the study file turns the lr stage off (lr: {enabled: false}); take that line out")
+    if not set(space.values(Knob.LR, baseline)) - {own}:
+        listed = ", ".join(f"{rate:.1e}" for rate in (own / 3, own, 3 * own, 10 * own))
+        raise ConfigError(
+            f"--tune-lr: the study lists no rate besides the baseline's {own:g}; "
+            f"write some into the study file (--spec), for example space: {{lr: [{listed}]}}"
+        )
 
 
 def memory_budget(target: GpuProfile, device: DeviceInfo, ranks: int = 1) -> int:
