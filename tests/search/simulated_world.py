@@ -55,7 +55,7 @@ class World:
     relative_l2: float = 1e-7
     compile_s: float = 60.0
     losses: Callable[[float], tuple[float, float]] = lambda lr: (1.0, 0.5)
-    """lr -> first and final loss."""
+    """lr -> loss of the first quarter of an lr probe's steps, and of its last."""
     model_factor: Callable[[Mapping[str, Scalar]], float] = lambda options: 1.0
     """Options -> factor on compute time and on memory per sample."""
     noise_scale: float | None = 500.0
@@ -179,8 +179,10 @@ class SimulatedRunner:
         noise = math.exp(0.001 * np.random.default_rng(config.seed).standard_normal())
         assert request.samples is not None
         seconds = request.samples / self._world.rate(config)
-        values = {"first_loss": first * noise, "final_loss": final * noise}
-        return PointReply(index=index, outcome=Outcome.OK, values=values, seconds=seconds)
+        if not math.isfinite(final):
+            return PointReply(index=index, outcome=Outcome.DIVERGED, message="the loss was not finite", seconds=seconds)
+        losses = loss_curve(first * noise, final * noise)
+        return PointReply(index=index, outcome=Outcome.OK, measurement=losses, seconds=seconds)
 
     def _measured(
         self, request: ProbeRequest, config: RunConfig, drift: float, rng: np.random.Generator
@@ -219,6 +221,14 @@ class SimulatedRunner:
 
 
 ALL_PRECISIONS = (Precision.FP32, Precision.TF32, Precision.FP16, Precision.BF16)
+
+
+def loss_curve(first: float, final: float) -> Measurement:
+    """What an lr probe measured whose total loss fell (or rose) from `first` to `final`."""
+    total = (*(first,) * 8, *np.geomspace(first, final, 16).tolist(), *(final,) * 8)
+    return Measurement(
+        samples_per_step=16, step_s=(0.01,) * 32, losses={"total": total}, memory=MemoryPeak(process_bytes=GIB)
+    )
 
 
 def make_spec(**changes: object) -> StudySpec:

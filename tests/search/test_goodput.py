@@ -6,7 +6,7 @@ import math
 
 import pytest
 
-from tests.search.simulated_world import Ended, World, drive, make_baseline, make_spec
+from tests.search.simulated_world import Ended, World, drive, loss_curve, make_baseline, make_spec
 from tuner.commands.probe import noise_words
 from tuner.contract.config import OptimizerConfig, OptimizerName, RunConfig
 from tuner.contract.measurement import Measurement, MemoryPeak, Outcome
@@ -281,8 +281,9 @@ def test_the_lr_verdict_compares_shared_seeds_only() -> None:
     spec = make_spec(space=space, lr=LrSpec(samples=64, seeds=2))
     finals = {(1e-4, 0): 0.6, (2e-4, 0): 0.5, (1e-4, 1): 0.1}
     rows = [
-        noise_row(number, first_loss=1.0, final_loss=final).model_copy(
+        noise_row(number).model_copy(
             update={
+                "measurement": loss_curve(1.0, final),
                 "kind": ProbeKind.LR,
                 "stage": Stage.LR,
                 "config": make_baseline(optimizer=OptimizerConfig(lr=lr), seed=seed),

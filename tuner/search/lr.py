@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -23,9 +23,13 @@ from tuner.search.requests import make_request
 from tuner.search.situation import Situation
 
 EXPLOSION = 1.5
-"""A final loss above this multiple of the first is a veto."""
-ENDS = 0.1
-"""Share of the steps at either end over which a loss is averaged."""
+"""A loss that ends above this multiple of where it began has exploded, beyond the noise of its batches."""
+ERRORS = 4.0
+"""Standard errors a rise must exceed: all rates of a seed begin with the same batch, and it may be a lucky one."""
+WHATEVER_NOISE = 10.0
+"""A loss that ends above this multiple of its first has exploded whatever the noise, which an explosion makes large."""
+LEAST_STEPS = 8
+"""With fewer the noise of the batches cannot be told."""
 CONFIDENCE = 0.95
 
 
@@ -76,27 +80,50 @@ def _named_rate(row: ProbeRow, spec: StudySpec) -> float:
 
 @dataclass(frozen=True)
 class Trace:
-    """How the loss of one rate and seed went; not finite where it broke down."""
+    """How the loss of one rate and seed went."""
 
-    first: float
     final: float
-
-    @property
-    def vetoed(self) -> bool:
-        return not math.isfinite(self.final) or (self.first > 0 and self.final > EXPLOSION * self.first)
+    """Mean of the last quarter of the steps; not finite where it broke down."""
+    vetoed: bool
 
 
 def trace_of(row: ProbeRow) -> Trace | None:
     """None when the row tells nothing about the rate: a crash, a timeout, no losses."""
     if row.outcome is Outcome.DIVERGED:
-        return Trace(0.0, math.nan)
+        return Trace(math.nan, vetoed=True)
     losses = row.measurement.losses.get("total", ()) if row.measurement is not None else ()
-    if row.outcome is not Outcome.OK or not (losses or "final_loss" in row.values):
+    if row.outcome is not Outcome.OK or not losses:
         return None
-    count = max(1, round(ENDS * len(losses)))
-    first = row.values.get("first_loss", float(np.mean(losses[:count])) if losses else 0.0)
-    final = row.values.get("final_loss", float(np.mean(losses[-count:])) if losses else math.nan)
-    return Trace(first, final)
+    finite = [loss for loss in losses if math.isfinite(loss)]  # skipped fp16 steps have none
+    if not finite:
+        return Trace(math.nan, vetoed=True)
+    return Trace(float(np.mean(_last_quarter(finite))), exploded(finite))
+
+
+def _last_quarter(losses: Sequence[float]) -> Sequence[float]:
+    return losses[-max(1, len(losses) // 4) :]
+
+
+def exploded(losses: Sequence[float]) -> bool:
+    """Did the loss end higher than it began, by more than `EXPLOSION` and the noise between batches?
+
+    The last quarter of the steps is held against the first step, before anything was learned (a loss that leaps up at
+    once), and against the mean of the first eighth (one that climbs). The noise is the standard deviation of a batch's
+    log loss, from the mean difference between neighbouring steps (von Neumann, 1941), in which a trend hardly counts.
+    `losses` must be finite; one that reaches 0 has no ratio, and does not explode.
+    """
+    if min(losses) <= 0:
+        return False
+    logs = [math.log(loss) for loss in losses]
+    last = _last_quarter(logs)
+    apart = np.abs(np.diff(logs))
+    noise = float(np.mean(apart)) * math.sqrt(math.pi) / 2 if len(logs) >= LEAST_STEPS else math.inf
+    for head in (logs[:1], logs[: max(1, len(logs) // 8)]):
+        rise = float(np.mean(last) - np.mean(head))
+        error = noise * math.sqrt(1 / len(head) + 1 / len(last))
+        if rise > min(max(math.log(EXPLOSION), ERRORS * error), math.log(WHATEVER_NOISE)):
+            return True
+    return False
 
 
 def traces(rows: Sequence[ProbeRow], spec: StudySpec) -> dict[float, dict[int, Trace]]:
@@ -118,23 +145,32 @@ class LrVerdict:
     ratio: tuple[float, float, float] | None = None
     """Final loss under the suggested rate over the baseline's: value, low, high."""
     seeds: int = 0
-    measured: int = 0
+    measured: tuple[float, ...] = ()
     """Rates with at least one trace."""
+    lowest: float | None = None
+    """The rate with the lowest loss of those not vetoed, the baseline's among them."""
+
+    @property
+    def beyond(self) -> str:
+        """`smaller` or `larger`: the side on which no rate was tried beside the lowest loss; empty = both were."""
+        if self.lowest is None or len(self.measured) < 2 or min(self.measured) < self.lowest < max(self.measured):
+            return ""
+        return "smaller" if self.lowest == min(self.measured) else "larger"
 
 
 def judge(rows: Sequence[ProbeRow], spec: StudySpec) -> LrVerdict:
     found = traces(rows, spec)
     vetoed = tuple(lr for lr, by_seed in found.items() if any(trace.vetoed for trace in by_seed.values()))
     sound = {lr: by_seed for lr, by_seed in found.items() if lr not in vetoed}
-    own = spec.baseline.optimizer.lr
+    own, measured = spec.baseline.optimizer.lr, tuple(sorted(found))
     if not sound:
-        return LrVerdict(vetoed=vetoed, measured=len(found))
+        return LrVerdict(vetoed=vetoed, measured=measured)
     shared = _shared_seeds(sound)
     best = min(sound, key=lambda lr: (_mean_final(sound[lr], shared), lr != own))
-    suggested = best if best != own else None
-    if suggested is None or own not in sound:
-        return LrVerdict(vetoed, suggested, measured=len(found), seeds=len(sound[best]))
-    return _compared(vetoed, sound, own, best, len(found), len(lr_values(spec)) - 1)
+    verdict = LrVerdict(vetoed, best if best != own else None, measured=measured, lowest=best)
+    if best == own or own not in sound:
+        return replace(verdict, seeds=len(sound[best]))
+    return _compared(verdict, sound[own], sound[best], len(lr_values(spec)) - 1)
 
 
 def _shared_seeds(sound: dict[float, dict[int, Trace]]) -> set[int]:
@@ -148,22 +184,15 @@ def _mean_final(by_seed: dict[int, Trace], seeds: set[int]) -> float:
     return float(np.mean([trace.final for seed, trace in by_seed.items() if seed in seeds]))
 
 
-def _compared(
-    vetoed: tuple[float, ...],
-    sound: dict[float, dict[int, Trace]],
-    own: float,
-    best: float,
-    measured: int,
-    rivals: int,
-) -> LrVerdict:
+def _compared(verdict: LrVerdict, own: dict[int, Trace], best: dict[int, Trace], rivals: int) -> LrVerdict:
     """Paired over the seeds (common random numbers); the error level is shared over the rates compared."""
-    pairs = [(sound[best][seed].final, sound[own][seed].final) for seed in sound[best] if seed in sound[own]]
+    pairs = [(trace.final, own[seed].final) for seed, trace in best.items() if seed in own]
     logs = [math.log(new / old) for new, old in pairs if new > 0 and old > 0]
     if not logs:
-        return LrVerdict(vetoed, best, measured=measured)
+        return verdict
     inner = mean_interval(logs, 1 - (1 - CONFIDENCE) / max(1, rivals))
-    ratio = tuple(math.exp(min(700.0, max(-700.0, value))) for value in (inner.value, inner.low, inner.high))
-    return LrVerdict(vetoed, best, inner.high < 0, (ratio[0], ratio[1], ratio[2]), len(logs), measured)
+    value, low, high = (math.exp(min(700.0, max(-700.0, log))) for log in (inner.value, inner.low, inner.high))
+    return replace(verdict, significant=inner.high < 0, ratio=(value, low, high), seeds=len(logs))
 
 
 def chosen_lr(rows: Sequence[ProbeRow], spec: StudySpec) -> float | None:
@@ -189,14 +218,28 @@ def lr_notes(rows: Sequence[ProbeRow], spec: StudySpec) -> list[str]:
     notes = [f"lr {lr:g}: vetoed, the loss broke down within {spec.lr.samples} samples" for lr in verdict.vetoed]
     kept = chosen_lr(rows, spec)
     if own in verdict.vetoed and kept is None:
-        notes.append(f"lr {own:g} is the baseline's own and is kept, as nothing else was asked for: use --tune-lr")
+        notes.append(f"lr {own:g} is the baseline's own and is kept all the same: {_why_kept(verdict)}")
     if kept is not None:
         notes.append(f"lr: {own:g} replaced by {kept:g}{_evidence(verdict, spec)}")
     elif verdict.suggested is not None:
-        notes.append(f"lr {verdict.suggested:g}: suggested, unverified{_evidence(verdict, spec)}; {own:g} is kept")
+        what = "not proven lower than the baseline's" if spec.lr.tune else "suggested, unverified"
+        notes.append(f"lr {verdict.suggested:g}: {what}{_evidence(verdict, spec)}; {own:g} is kept")
     elif own not in verdict.vetoed:
-        notes.append(f"lr {own:g} kept: no other of {verdict.measured} rates had a lower loss, {_horizon(spec)}")
+        notes.append(f"lr {own:g} kept: no other of {len(verdict.measured)} rates had a lower loss, {_horizon(spec)}")
+    if verdict.beyond:
+        notes.append(
+            f"lr: the lowest loss is at the edge of the list ({verdict.lowest:g}): "
+            f"a {verdict.beyond} rate was not tried"
+        )
     return notes + _scale_notes(rows, spec)
+
+
+def _why_kept(verdict: LrVerdict) -> str:
+    """Why a baseline's rate that was vetoed is not replaced."""
+    if verdict.suggested is not None:
+        return "use --tune-lr to have it replaced"
+    smallest = min(verdict.measured)
+    return f"every rate tried was vetoed; list rates below {smallest:g} in the study file (space: lr: [...])"
 
 
 def _scale_notes(rows: Sequence[ProbeRow], spec: StudySpec) -> list[str]:
