@@ -16,6 +16,7 @@ from tuner.contract.study import SamplerName, StudySpec
 from tuner.search.confirm import confirm, doubt
 from tuner.search.fallback import handed_over
 from tuner.search.gate import contest, soak
+from tuner.search.history import is_ok
 from tuner.search.levers import lever_stage
 from tuner.search.lr import lr_stage
 from tuner.search.points import point_of, rescaled
@@ -25,6 +26,9 @@ from tuner.search.situation import Situation, situation_of
 from tuner.search.stages import STAGES, Failed, baseline, equivalence, noise
 from tuner.search.standins import standing
 from tuner.search.view import View
+
+ENDLESS_S = 1e9
+"""A budget that no search uses up."""
 
 
 @dataclass(frozen=True)
@@ -98,17 +102,44 @@ def gate_needed(s: Situation) -> bool:
     return len(s.forecast.rates) > 1 or bool(contest(s).finalists)
 
 
+def unmet(s: Situation) -> str:
+    """What the search would measure next had it time and probes without end; empty = it came to its end by itself."""
+    spec = s.view.spec.model_copy(update={"budget_s": ENDLESS_S, "max_probes": None})
+    found = _search(situation_of(View(spec, s.history.search)))
+    if found is None:
+        return ""
+    if isinstance(found, Ask):
+        return "another proposal of the sampler"
+    alone = "" if found.kind is ProbeKind.END_TO_END else f", {found.kind.value} probe"
+    return f"{spec.label(found.points[0])}{alone}"
+
+
 def ended_because(s: Situation) -> str:
     """Why the search compared nothing with the reference."""
-    budget = s.budget
-    if not budget.probes_left:
+    if not unmet(s):
+        return _nothing_to_compare(s)
+    if not s.budget.probes_left:
         return f"--probes: the {s.view.spec.max_probes} probes allowed are used up"
-    if budget.spent_up:
-        needed = (
-            f"a candidate and a ship gate of {s.view.spec.gate.min_pairs} pairs need about {budget.least_s:.0f} s here"
-        )
-        return f"budget: of {s.view.spec.budget_s:.0f} s too little was left to compare anything; {needed}"
-    return "the space holds nothing that could be compared with the baseline here"
+    return (
+        f"budget: {s.history.spent_s:.0f} of {s.view.spec.budget_s:.0f} s are used, and too little is left to compare "
+        f"anything; a candidate and a ship gate of {s.view.spec.gate.min_pairs} pairs need about "
+        f"{s.budget.least_s:.0f} s here"
+    )
+
+
+def _nothing_to_compare(s: Situation) -> str:
+    tried = [
+        (point, row)
+        for point, rows in s.history.of_kind(ProbeKind.END_TO_END).items()
+        for row in rows
+        if point not in s.forecast.rates and row.stage is not Stage.BASELINE
+    ]
+    if not tried:
+        return "the space holds nothing that could be compared with the baseline here"
+    last = tried[-1][1]
+    why = "its peak memory passed the budget" if is_ok(last) else f"{last.outcome.value}: {last.message}"
+    others = len({point for point, _ in tried})
+    return f"none of the other configurations tried end to end ({others}) ran within the memory budget; the last: {why}"
 
 
 def sampler_request(spec: StudySpec, rows: Sequence[ProbeRow], values: Mapping[str, Any]) -> ProbeRequest:

@@ -18,6 +18,7 @@ from tuner.search.levers import evidence, lever_notes, model_change
 from tuner.search.losses import loss_notes
 from tuner.search.lr import lr_notes
 from tuner.search.objective import GAIN_IN
+from tuner.search.planner import unmet
 from tuner.search.points import Point, micro_values, point_of
 from tuner.search.situation import Situation
 from tuner.search.stages import compile_plan
@@ -169,14 +170,27 @@ def search_notes(s: Situation) -> Iterator[str]:
     for point, why_not in compile_plan(s):
         if why_not:
             yield f"compile {point.variant.compile.value} not tried: {why_not}"
-    if not s.budget.probes_left:
-        yield f"--probes: the search ended with the {s.view.spec.max_probes} probes allowed"
-    elif s.budget.spent_up:
-        yield f"budget: the search ended with its {s.view.spec.budget_s:.0f} s, the ship gate's share kept free"
+    yield from _ended_early(s)
     yield from _misfit_notes(s)
     contended = sum(row.outcome is Outcome.CONTENDED for row in s.history.rows)
     if contended:
         yield f"contended: {contended} measurements were disturbed by something else on this machine"
+
+
+def _ended_early(s: Situation) -> Iterator[str]:
+    """Where more would have been measured with more probes or time."""
+    following, budget = unmet(s), s.budget
+    if following and not budget.probes_left:
+        yield f"--probes: the search ended with the {s.view.spec.max_probes} probes allowed; next was {following}"
+    elif following:
+        yield (
+            f"budget: {spent(s)}, and more was to be measured (next {following}), which did not fit beside the "
+            f"{budget.gate_reserve_s:.0f} s that the ship gate needs"
+        )
+
+
+def spent(s: Situation) -> str:
+    return f"the search used {s.history.spent_s:.0f} of {s.view.spec.budget_s:.0f} s"
 
 
 def _misfit_notes(s: Situation) -> Iterator[str]:

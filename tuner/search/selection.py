@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from statistics import fmean
 
 from tuner.contract.config import RunConfig
 from tuner.contract.measurement import Interval, MemoryPeak
@@ -15,7 +16,7 @@ from tuner.search import reasons
 from tuner.search.gate import Standing, soak_order, soak_rows, soaked
 from tuner.search.history import is_ok, rate_of
 from tuner.search.objective import break_even_samples, production_seconds
-from tuner.search.planner import ended_because, gate_needed
+from tuner.search.planner import ended_because, gate_needed, unmet
 from tuner.search.points import Variant, config_of, point_of
 from tuner.search.situation import Situation, situation_of
 from tuner.search.stages import Failed, baseline
@@ -131,9 +132,8 @@ def _why_no_gain(s: Situation, state: Standing, best: int | None) -> str:
     if state.request is not None:
         return f"No gain proven: the ship gate is not finished, so the {name} stays."
     if not state.contest.finalists:
-        count = len(s.forecast.rates) - 1
-        others = "configuration" if count == 1 else "configurations"
-        return f"No gain: none of {count} other {others} measured end to end beat the {name}."
+        left = "" if unmet(s) else " and had nothing left to try"
+        return f"No gain: {_no_finalist(s, name)}. {_sentence(reasons.spent(s) + left)}"
     if best is None:
         return f"No gain: {next(iter(state.out.values()), 'no finalist completed a pair')}."
     gain = state.gain(best)
@@ -152,6 +152,28 @@ def _why_no_gain(s: Situation, state: Standing, best: int | None) -> str:
     )
 
 
+def _no_finalist(s: Situation, name: str) -> str:
+    """Why nothing the search measured was worth a ship gate: also of one whose own measurement was above the baseline's
+    (`name`) there."""
+    f = s.forecast
+    seen = {point: [f.worth(point, rate_of(row)) for row in rows] for point, rows in f.rows.items()}
+    bar = fmean(seen.pop(f.reference))
+    count = f"{len(seen)} other configuration{'s' if len(seen) > 1 else ''} measured end to end"
+    best = max(seen, key=lambda point: max(seen[point]))
+    if max(seen[best]) <= bar:
+        return f"none of {count} beat the {name}"
+    above = f"of {count} one measurement of {s.view.spec.label(config_of(s.view.spec, best))} was above the {name}"
+    above += f" ({max(seen[best]) / bar:.3f}x)"
+    if best not in f.roomy:
+        return f"{above}, but its peak memory leaves too little room in the budget for how far processes differ"
+    believed = f.measured_worth(best) / f.measured_worth(f.reference)
+    beyond = believed * (1 + f.noise(best) + f.noise(f.reference)) <= 1
+    return (
+        f"{above}, but by all of its {len(seen[best])} and the host's speed during each it is at {believed:.3f}x"
+        f"{', below by more than the noise' if beyond else ''}"
+    )
+
+
 def _untested(s: Situation) -> Decision:
     """The search ended before anything could be compared: the baseline stays, with the figure of its own probe."""
     reference = config_of(s.view.spec, s.forecast.reference)
@@ -164,10 +186,11 @@ def _untested(s: Situation) -> Decision:
         processes=1,
     )
     note = "the interval of the baseline is from one process: how far processes differ was not measured"
+    no_gain = "No gain was looked for to the end" if unmet(s) else "No gain"
     why = _sentence(ended_because(s))
     return Decision(
         kind="no_gain",
-        reason=f"No gain was looked for to the end: {why} The {reasons.reference_name(s)} stays.",
+        reason=f"{no_gain}: {why} The {reasons.reference_name(s)} stays.",
         baseline=side,
         winner=side,
         notes=(*reasons.study_notes(s.view), *reasons.search_notes(s), note),
