@@ -104,7 +104,8 @@ def test_equivalence_is_shown_and_its_absence_found_out(tuner: RunTuner) -> None
     assert "equivalent" in good.out
     bad = tuner("probe", "-w", "tests.toys:BatchNormToy", "--kind", "equivalence")
     assert bad.code == 3
-    assert "influence each other" in bad.err
+    assert "2 x BatchNorm1d" in bad.err
+    assert "use GroupNorm or LayerNorm" in bad.err
 
 
 def start(tmp_path: Path, cache: Path, *words: str) -> subprocess.Popen[str]:

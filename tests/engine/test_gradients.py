@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from tests.engine.engine_toys import answer, replies, toy_config, toy_trainer
-from tests.toys import BatchNormToy, Toy
+from tests.toys import Toy
 from tuner.contract.config import CompileMode, OptimizerConfig, OptimizerName, Precision
 from tuner.contract.errors import WorkloadError
 from tuner.contract.measurement import Outcome
@@ -42,22 +42,6 @@ def test_ragged_weights_make_a_mean_of_means_wrong() -> None:
     wrong = toy_trainer(toy_config(), Unweighted({})).gradients()
     name = "enter.weight"
     assert torch.linalg.norm(wrong[name] - whole[name]) > 1e-3 * torch.linalg.norm(whole[name])
-
-
-@pytest.mark.parametrize(("workload", "same"), [(Toy, True), (BatchNormToy, False)])
-def test_equivalence_probe_finds_batch_norm_out(workload: type[Toy], same: bool) -> None:
-    base = toy_config({"dropout": 0.3})
-    whole = base.model_copy(update={"micro_batch_size": 16, "accumulation_steps": 1})
-    found = replies(answer(ProbeKind.EQUIVALENCE, base, whole, workload=workload))
-    assert [reply.index for reply in found] == [0, 1]
-    assert (found[0].values["relative_l2"] < 1e-5) is same
-    assert same or found[0].values["relative_l2"] > 1e-2
-
-
-def test_equivalence_needs_equal_batches() -> None:
-    found = replies(answer(ProbeKind.EQUIVALENCE, toy_config(), toy_config(accumulation_steps=4)))
-    assert all(reply.outcome is Outcome.CRASHED for reply in found)
-    assert "same effective batch size" in found[0].message
 
 
 def test_checkpointing_gives_the_same_gradient_with_dropout() -> None:

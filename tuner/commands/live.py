@@ -8,6 +8,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
 from tuner.commands.console import Warnings, clock, mib, rate
+from tuner.contract.equivalence import causes
 from tuner.contract.measurement import Measurement, Outcome
 from tuner.contract.probe import Event, PhaseEvent, ProbeKind, ProbeRequest, ProbeRow, ProgressEvent
 from tuner.contract.statistics import throughput
@@ -114,6 +115,8 @@ def row_text(row: ProbeRow, spec: StudySpec | None = None) -> str:
     line = columns(cells)
     if row.outcome is not Outcome.OK and row.message:
         line += f"\n     {row.message}"
+    if row.index == 0:
+        line += "".join(f"\n     {found.line}" for found in causes(row.values))
     return line
 
 

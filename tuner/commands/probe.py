@@ -14,6 +14,7 @@ from tuner.commands.setup import Job, JobWords
 from tuner.commands.words import assignments, choice, seconds, size_bytes
 from tuner.contract.base import Scalar, parse
 from tuner.contract.config import RunConfig
+from tuner.contract.equivalence import EQUIVALENT, EquivalenceReply, Figure, causes, equivalent, remarks
 from tuner.contract.errors import ConfigError, JobFailed
 from tuner.contract.measurement import Measurement, Outcome
 from tuner.contract.probe import PointReply, ProbeKind, ProbeLimits, ProbeReply, ProbeRequest
@@ -34,7 +35,6 @@ BY_HAND = (
     ProbeKind.NOISE,
     ProbeKind.PROFILE,
 )
-EQUIVALENT = 1e-5
 WORLD_SIZE = "world_size"
 """May be set like a knob, though the search never changes it."""
 
@@ -165,7 +165,7 @@ def as_request(kind: ProbeKind, words: JobWords, job: Job, config: RunConfig, li
 def answer(reply: ProbeReply, kind: ProbeKind, config: RunConfig, console: Console, *, as_json: bool) -> None:
     point = reply.points[0]
     if as_json:
-        speak.emit_json(plain_json(reply))
+        speak.emit_json(plain_json(EquivalenceReply.of(reply) if kind is ProbeKind.EQUIVALENCE else reply))
     console.print(f"{point.outcome.value}  {config.label}  {point.message}")
     if point.measurement is not None:
         _measured(point.measurement, console)
@@ -176,7 +176,7 @@ def answer(reply: ProbeReply, kind: ProbeKind, config: RunConfig, console: Conso
     if point.outcome is not Outcome.OK:
         raise JobFailed(_failure(point))
     if kind is ProbeKind.EQUIVALENCE:
-        _equivalence(point.values.get("relative_l2", float("nan")), console)
+        _equivalence(point.values, console)
     if kind is ProbeKind.NOISE:
         console.print(f"  {noise_words(point.values, config)}")
 
@@ -200,16 +200,20 @@ def _measured(measurement: Measurement, console: Console) -> None:
     console.print(f"  {'phases':<22}{spent}")
 
 
-def _equivalence(relative: float, console: Console) -> None:
-    if relative < EQUIVALENT:
-        console.print(
-            f"  equivalent: the accumulated gradient equals the whole batch's ({relative:.1e} < {EQUIVALENT:g})"
-        )
+def _equivalence(values: Mapping[str, float], console: Console) -> None:
+    """Raises JobFailed where the cuts differ, with one line for each cause."""
+    for note in remarks(values):
+        console.print(f"  note: {note.line}")
+    apart = values.get(Figure.RELATIVE_L2, float("nan"))
+    if equivalent(values):
+        console.print(f"  equivalent: the accumulated gradient equals the whole batch's ({apart:.1e} < {EQUIVALENT:g})")
         return
-    raise JobFailed(
-        f"not equivalent: the accumulated gradient differs by {relative:.1e} (limit {EQUIVALENT:g}); samples of a "
-        "micro-batch influence each other (BatchNorm?), so accumulation changes the training here"
-    )
+    lines = [
+        f"not equivalent: the accumulated gradient differs by {apart:.1e} (limit {EQUIVALENT:g}), so accumulation "
+        "changes the training here",
+        *(found.line for found in causes(values)),
+    ]
+    raise JobFailed("\n  ".join(lines))
 
 
 def noise_words(values: Mapping[str, float], config: RunConfig) -> str:

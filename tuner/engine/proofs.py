@@ -1,109 +1,26 @@
-"""Probes that prove something about a workload: equal gradients however a batch is cut, and memory without running."""
+"""The trace probe: the peak memory of a configuration, foretold without running it."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from tuner.contract.config import CompileMode, LoaderConfig, Precision, RunConfig
-from tuner.contract.errors import ConfigError
-from tuner.contract.measurement import Outcome
-from tuner.contract.probe import PointReply
-from tuner.engine.bench import Answer, Bench, failed
+from tuner.contract.config import Precision, RunConfig
+from tuner.engine.bench import Answer, Bench
 from tuner.engine.compiling import checkpoint_blocks
-from tuner.engine.failure import Diverged, Unsupported, classify, one_line
+from tuner.engine.failure import Unsupported, classify, one_line
 from tuner.engine.heap import heap_peak
-from tuner.engine.limits import memory_cap
 from tuner.engine.live_bytes import LiveBytes
-from tuner.engine.loader import Group, ResidentSource, TensorBatch, count_weights, first_batches
+from tuner.engine.loader import Group, TensorBatch, count_weights, first_batches
 from tuner.engine.optim import build_optimizer, trained_parameters
 from tuner.engine.precision import Arithmetic
 from tuner.engine.step import GradientMaker, update
-from tuner.engine.trainer import Trainer, set_threads
 
-WARM_STEPS = 3
-"""Updates before gradients are compared: at the start zero-initialised outputs hide most of a gradient."""
 TRACED_BATCHES = 8
 """At most so many micro-batches are held by a trace, as by a compute probe."""
-
-
-def equivalence(bench: Bench) -> None:
-    """Gradient of the same samples cut as in the first and as in the second point. Both get the same answer."""
-    first, second = bench.request.points[:2] if len(bench.request.points) == 2 else (None, None)
-    bench.phases.enter("build")
-    try:
-        if first is None or second is None or first.effective_batch_size != second.effective_batch_size:
-            raise ConfigError("equivalence: two points of the same effective batch size are needed")
-        set_threads(first.threads)
-        with memory_cap(bench.request.limits.memory_bytes, bench.device):
-            reply = PointReply(outcome=Outcome.OK, values={"relative_l2": relative_l2(bench, first, second)})
-    except Exception as error:
-        reply = failed(0, error, bench.device)
-    for index in range(len(bench.request.points)):
-        bench.emit(reply.model_copy(update={"index": index}))
-    bench.phases.enter("teardown")
-
-
-def relative_l2(bench: Bench, first: RunConfig, second: RunConfig) -> float:
-    """|g1 - g2| / |g1| over all parameters, fp32, dropout off, the same samples, seeds and weights of the model."""
-    trainer = _plain_trainer(bench, first, 0)
-    _without_dropout(trainer.model)
-    bench.phases.enter("warmup")
-    for _ in range(WARM_STEPS):
-        trainer.step()
-    bench.phases.enter("measure")
-    state = {name: value.clone() for name, value in trainer.model.state_dict().items()}
-    found = []
-    for config in (first, second):
-        other = _plain_trainer(bench, config, WARM_STEPS * first.effective_batch_size)
-        other.model.load_state_dict(state)
-        _without_dropout(other.model)
-        found.append(other.gradients())
-        other.close()
-    trainer.close()
-    return _distance(*found)
-
-
-def _plain_trainer(bench: Bench, config: RunConfig, start: int) -> Trainer:
-    """fp32, eager, no averaging, and batches fetched in this process from stream position `start` on."""
-    plain = config.model_copy(
-        update={
-            "precision": Precision.FP32,
-            "compile": CompileMode.EAGER,
-            "ema": None,
-            "loader": LoaderConfig(num_workers=0),
-        }
-    )
-    workload, groups = bench.workload(config), []
-    for number in range(WARM_STEPS if start == 0 else 1):
-        position = start + number * config.effective_batch_size
-        batches = first_batches(
-            workload, plain, config.accumulation_steps, dataset=bench.dataset(config), start=position
-        )
-        groups.append(Group(batches, count_weights(workload, batches)))
-    return Trainer(workload, plain, device=bench.device, source=ResidentSource(groups))
-
-
-def _without_dropout(model: nn.Module) -> None:
-    for module in model.modules():
-        if isinstance(module, nn.Dropout | nn.Dropout1d | nn.Dropout2d | nn.Dropout3d | nn.AlphaDropout):
-            module.p = 0.0
-        elif isinstance(vars(module).get("dropout"), float):  # attention layers keep the bare rate
-            setattr(module, "dropout", 0.0)  # noqa: B010
-
-
-def _distance(first: dict[str, Tensor], second: dict[str, Tensor]) -> float:
-    names = first.keys() | second.keys()
-    zero = torch.zeros(())
-    apart = sum(float((first.get(n, zero) - second.get(n, zero)).double().square().sum()) for n in names)
-    size = sum(float(g.double().square().sum()) for g in first.values())
-    if not math.isfinite(apart) or not math.isfinite(size):
-        raise Diverged("the gradients are not finite")
-    return math.sqrt(apart / size) if size else 0.0
 
 
 def trace(bench: Bench) -> None:

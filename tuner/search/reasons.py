@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from tuner.contract.config import RunConfig
+from tuner.contract.equivalence import EQUIVALENT, Figure, causes, remarks
 from tuner.contract.measurement import Interval, Outcome
 from tuner.contract.probe import ProbeKind, ProbeRow
 from tuner.contract.space import Knob, knob_value
@@ -23,7 +24,7 @@ from tuner.search.points import Point, micro_values, point_of
 from tuner.search.situation import Situation
 from tuner.search.stages import compile_plan
 from tuner.search.standins import gates, is_shippable
-from tuner.search.view import EQUIVALENT, View
+from tuner.search.view import View
 
 _NAMES = {
     Knob.EFFECTIVE_BATCH_SIZE: "effective batch",
@@ -156,11 +157,13 @@ def _equivalence_notes(view: View) -> Iterator[str]:
         yield "batch_coupled: the workload says so, so micro-batch size and accumulation were not searched"
     elif view.coupled:
         yield (
-            f"batch_coupled: gradients of two cuts of one batch differ by {view.relative_l2:.1e} "
+            f"equivalence: gradients of two cuts of one batch differ by {view.equivalence[Figure.RELATIVE_L2]:.1e} "
             f"(allowed {EQUIVALENT:.0e}), so micro-batch size and accumulation were not searched"
         )
-    elif view.relative_l2 is None and searched and view.reference is not None:
+        yield from (f"equivalence: {found.line}" for found in causes(view.equivalence))
+    elif not view.equivalence and searched and view.reference is not None:
         yield "equivalence not measured: that accumulation is a free trade here is the workload's word"
+    yield from (f"equivalence: {found.line}" for found in remarks(view.equivalence))
 
 
 def search_notes(s: Situation) -> Iterator[str]:

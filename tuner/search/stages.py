@@ -95,7 +95,7 @@ def _failure(view: View, point: Point) -> str:
 
 def equivalence(s: Situation) -> ProbeRequest | None:
     """Gradient of the baseline's cut against another cut of the same batch, in fp32."""
-    if s.view.relative_l2 is not None:
+    if s.view.equivalence:
         return None
     for pair in s.view.equivalence_pairs:
         if not s.view.equivalence_settled(pair):

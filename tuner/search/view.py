@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from functools import cached_property
 
 from tuner.contract.config import CompileMode, Precision
+from tuner.contract.equivalence import equivalent
 from tuner.contract.measurement import Interval, Outcome
 from tuner.contract.probe import ProbeKind, ProbeRow
 from tuner.contract.space import Knob
@@ -29,8 +30,6 @@ from tuner.search.points import (
     with_batch,
 )
 
-EQUIVALENT = 1e-5
-"""Relative L2 distance of gradients up to which two cuts of one effective batch count as the same training."""
 SURELY = 0.9
 """Share of the memory budget below which a proportional extrapolation is trusted without a measurement."""
 
@@ -118,13 +117,13 @@ class View:
         return tuple((own, other) for other in (whole, smaller) if other is not None and other != own)
 
     @cached_property
-    def relative_l2(self) -> float | None:
-        """Distance of the gradients, where it was measured."""
+    def equivalence(self) -> Mapping[str, float]:
+        """What the equivalence probe measured; empty where it has not."""
         for rows in self.history.of_kind(ProbeKind.EQUIVALENCE).values():
             for row in rows:
-                if "relative_l2" in row.values:
-                    return row.values["relative_l2"]
-        return None
+                if equivalent(row.values) is not None:
+                    return row.values
+        return {}
 
     def equivalence_settled(self, pair: tuple[Point, Point]) -> bool:
         """Nothing more can be learned from this pair. A request is judged by the first of its rows that failed."""
@@ -139,7 +138,7 @@ class View:
     @cached_property
     def coupled(self) -> bool:
         """Samples of a micro-batch influence each other: how the batch is cut changes the training."""
-        return self.spec.batch_coupled or (self.relative_l2 is not None and not self.relative_l2 <= EQUIVALENT)
+        return self.spec.batch_coupled or equivalent(self.equivalence) is False
 
     def micro_values(self, samples: int) -> tuple[int, ...]:
         """Micro-batch sizes the search may use at `samples` per step, ascending; of a coupled batch the reference's."""
