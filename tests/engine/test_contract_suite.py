@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import nn
 
+from tests.engine.coupled_toys import Augmented
 from tests.engine.judged_toys import Judged
 from tests.toys import Toy
 from tuner.contract.workload import Batch, Progress, Trivial
@@ -81,3 +82,17 @@ def test_preparing_anew_is_found(tmp_path: Path) -> None:
     workload.prepare(tmp_path, lambda done, total, text: None)
     with pytest.raises(AssertionError, match=r"wrote made-\d+\.pt again"):
         contract.test_preparing_again_makes_nothing_anew(workload, tmp_path)
+
+
+@pytest.mark.parametrize("accepted", [True, False])
+def test_random_augmentation_is_named_unless_it_is_accepted(accepted: bool) -> None:
+    contract, workload = suite(Augmented)
+    type(contract).augments = accepted
+    contract.test_the_same_index_gives_the_same_item(workload, "valid")
+    if accepted:
+        contract.test_the_same_index_gives_the_same_item(workload, "train")
+        return
+    with pytest.raises(
+        AssertionError, match=r"changes between reads; draw in `loss` from sample_seed.*`augments = True`"
+    ):
+        contract.test_the_same_index_gives_the_same_item(workload, "train")

@@ -53,6 +53,8 @@ class World:
     misfit: float = 0.0
     """Relative size of a fixed random factor per configuration that no model knows of."""
     relative_l2: float = 1e-7
+    why_not_equivalent: Mapping[str, float] = field(default_factory=dict)
+    """What else the equivalence probe measured."""
     compile_s: float = 60.0
     losses: Callable[[float], tuple[float, float]] = lambda lr: (1.0, 0.5)
     """lr -> loss of the first quarter of an lr probe's steps, and of its last."""
@@ -147,7 +149,7 @@ class SimulatedRunner:
         if fault is not None:
             return PointReply(index=index, outcome=fault, message=f"injected {fault.value}", seconds=1.0)
         if request.kind is ProbeKind.EQUIVALENCE:
-            values = {"relative_l2": self._world.relative_l2} if index else {}
+            values = {"relative_l2": self._world.relative_l2, **self._world.why_not_equivalent} if index else {}
             return PointReply(index=index, outcome=Outcome.OK, values=values, seconds=0.6)
         if request.kind is ProbeKind.TRACE:
             values = {"predicted_peak_bytes": self._world.traced_bytes(config)}

@@ -200,6 +200,18 @@ def test_a_coupled_batch_is_never_cut_otherwise(declared: bool) -> None:
     assert bool(ended.of_stage("equivalence")) != declared
 
 
+def test_why_a_batch_is_not_cut_otherwise_stands_in_the_notes() -> None:
+    figures = {"rerun_l2": 0.0, "sum_l2.fit": 7.0, "span_l2.fit": 1e-7, "span_total.fit": 1.0}
+    notes = drive(make_spec(), World(relative_l2=0.5, why_not_equivalent=figures)).decision.notes
+    assert any("term fit is a mean" in note and note.endswith("divide by nothing and return the sum") for note in notes)
+
+
+def test_random_data_is_noted_and_costs_the_search_nothing() -> None:
+    ended = drive(make_spec(), World(why_not_equivalent={"refetched": 1.0}))
+    assert any("the same sample fetched twice differs" in note for note in ended.decision.notes)
+    assert shipped(ended).micro_batch_size > 8
+
+
 def test_a_crash_among_several_points_costs_only_its_own() -> None:
     def fault(request: ProbeRequest, config: RunConfig, number: int) -> Outcome | None:
         return Outcome.CRASHED if config.channels_last and request.kind is ProbeKind.COMPUTE else None

@@ -170,7 +170,7 @@ def answer(reply: ProbeReply, kind: ProbeKind, config: RunConfig, console: Conso
     if point.measurement is not None:
         _measured(point.measurement, console)
     for name, value in point.values.items():
-        if kind is not ProbeKind.PROFILE:
+        if kind is not ProbeKind.PROFILE and (kind is not ProbeKind.EQUIVALENCE or name == Figure.RELATIVE_L2):
             console.print(f"  {name:<22}{value:.6g}")
     console.print(f"  took {speak.clock(reply.seconds)}, of it {reply.fixed_s:.2f} s fixed cost", style="dim")
     if point.outcome is not Outcome.OK:

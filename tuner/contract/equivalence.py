@@ -78,7 +78,6 @@ class Cause(StrEnum):
 
     @property
     def cure(self) -> str:
-        """What to do; empty where there is nothing to do."""
         return _CURES[self]
 
 
@@ -104,10 +103,16 @@ class Finding(Frozen):
     cause: Cause
     text: str
     """Where it lies and what was measured."""
+    cure: str
+    """What to do; empty where there is nothing to do."""
+
+    @classmethod
+    def of(cls, cause: Cause, text: str) -> Finding:
+        return cls(cause=cause, text=text, cure=cause.cure)
 
     @property
     def line(self) -> str:
-        return f"{self.text}; {self.cause.cure}" if self.cause.cure else self.text
+        return f"{self.text}; {self.cure}" if self.cure else self.text
 
 
 class EquivalenceReply(ProbeReply):
@@ -134,7 +139,7 @@ def causes(values: Mapping[str, float]) -> tuple[Finding, ...]:
     """Why two cuts differ, the likeliest first; empty where they do not. `unknown` where no test told."""
     if equivalent(values) is not False:
         return ()
-    return tuple(_causes(values)) or (Finding(cause=Cause.UNKNOWN, text=_unknown(values)),)
+    return tuple(_causes(values)) or (Finding.of(Cause.UNKNOWN, _unknown(values)),)
 
 
 def remarks(values: Mapping[str, float]) -> tuple[Finding, ...]:
@@ -149,13 +154,13 @@ def _causes(values: Mapping[str, float]) -> Iterator[Finding]:
     again = values.get(Figure.RERUN, 0.0)
     if again >= EQUIVALENT:
         what = f"the same micro-batches, run twice, differ by {again:.1e}"
-        yield Finding(cause=Cause.FREE_DRAWS, text=f"loss or model: draws that do not follow `sample_seed`: {what}")
+        yield Finding.of(Cause.FREE_DRAWS, f"loss or model: draws that do not follow `sample_seed`: {what}")
         return
     if values.get(Figure.UNHELD):
         yield from _random_data(values)
         return
     if _frozen_helps(values):
-        yield Finding(cause=Cause.BATCH_STATISTICS, text=_statistics(values))
+        yield Finding.of(Cause.BATCH_STATISTICS, _statistics(values))
     if values.get(Figure.FROZEN, 1.0) >= EQUIVALENT:
         yield from _of_terms(values)
 
@@ -181,17 +186,17 @@ def _of_terms(values: Mapping[str, float]) -> Iterator[Finding]:
             text = (
                 f"weights(batch): what it counts for term {name} does not add up over micro-batches ({apart:.1e} apart)"
             )
-            yield Finding(cause=Cause.UNEVEN_WEIGHTS, text=text)
+            yield Finding.of(Cause.UNEVEN_WEIGHTS, text)
     for name, apart in Figure.SUM.named(values).items():
         if apart < SAME_PARTS:
             continue
         if spans.get(name, 1.0) >= SAME_PARTS:
-            yield Finding(cause=Cause.COUPLED_SAMPLES, text=_coupled(name, spans.get(name, 1.0)))
+            yield Finding.of(Cause.COUPLED_SAMPLES, _coupled(name, spans.get(name, 1.0)))
         elif abs(totals.get(name, 0.0) - 1.0) < NEAR:
             text = f"loss: term {name} is a mean over the micro-batch where a sum is asked for"
-            yield Finding(cause=Cause.MEAN_FOR_SUM, text=f"{text} (it does not grow with the samples)")
+            yield Finding.of(Cause.MEAN_FOR_SUM, f"{text} (it does not grow with the samples)")
         else:
-            yield Finding(cause=Cause.UNEVEN_WEIGHTS, text=_uneven(name, apart))
+            yield Finding.of(Cause.UNEVEN_WEIGHTS, _uneven(name, apart))
 
 
 def _coupled(name: str, apart: float) -> str:
@@ -216,14 +221,14 @@ def _random_data(values: Mapping[str, float]) -> Iterator[Finding]:
         share = values.get(figure, 0.0)
         if share:
             text = f"data set: {where} differs ({100 * share:.0f} % of the samples looked at)"
-            yield Finding(cause=Cause.RANDOM_DATA, text=text)
+            yield Finding.of(Cause.RANDOM_DATA, text)
 
 
 def _dropout(values: Mapping[str, float]) -> Iterator[Finding]:
     rate = values.get(Figure.DROPOUT, 0.0)
     if rate:
         text = f"dropout (rate {rate:g}) was turned off to compare: every sample draws its own, however a batch is cut"
-        yield Finding(cause=Cause.DROPOUT, text=text)
+        yield Finding.of(Cause.DROPOUT, text)
 
 
 def _unknown(values: Mapping[str, float]) -> str:

@@ -30,7 +30,7 @@ class ProbeKind(StrEnum):
     TRACE = "trace"
     """Peak memory predicted without running (fake tensors)."""
     EQUIVALENCE = "equivalence"
-    """Gradient of the first point against the second at the same samples: `relative_l2`."""
+    """Gradient of the first point against the second at the same samples: `relative_l2`, and why (`equivalence`)."""
     LR = "lr"
     """Loss at equal samples; one process per value and seed."""
     NOISE = "noise"

@@ -14,7 +14,7 @@ from tuner.contract.config import OptimizerName, RunConfig
 from tuner.contract.errors import WorkloadError
 from tuner.contract.probe import DescribeEvent, NoticeEvent, ProbeKind, ProbeRequest, ProgressEvent
 from tuner.contract.workload import WorkloadInfo
-from tuner.engine import equivalence, inference, noise, probes, profiling, proofs
+from tuner.engine import inference, noise, probes, profiling, proofs, two_cuts
 from tuner.engine.bench import Bench, failed
 from tuner.engine.device import choose_device, describe, environment
 from tuner.engine.distributed import Rank, joined, rank_index
@@ -36,7 +36,7 @@ _PROBES: Mapping[ProbeKind, Callable[[Bench], None]] = {
     ProbeKind.INFERENCE: inference.inference,
     ProbeKind.END_TO_END: probes.end_to_end,
     ProbeKind.TRACE: proofs.trace,
-    ProbeKind.EQUIVALENCE: equivalence.equivalence,
+    ProbeKind.EQUIVALENCE: two_cuts.equivalence,
 }
 
 
