@@ -42,7 +42,7 @@ def test_off_is_a_word() -> None:
         ("  lr: -1.0", "optimizer.lr", "greater than 0", "-1.0"),
         ("  lr: 3e-4\n  betas: [0.9, 1.5]", "optimizer.betas", "[0, 1)", "1.5"),
         ("  lr: 3e-4\n  nmae: adam", "optimizer.nmae", "not known here", "adam"),
-        ("  lr: 3e-4\n  name: adagrad", "optimizer.name", "'adam', 'adamw' or 'sgd'", "adagrad"),
+        ("  lr: 3e-4\n  name: adagrad", "optimizer.name", "'adam', 'adamw', 'sgd' or 'own'", "adagrad"),
         ("  lr: 3e-4\nloader: {num_workers: 2.5}", "loader.num_workers", "valid integer", "2.5"),
         ("  lr: 3e-4\nprecision: off", "precision", "'fp32'", "off"),
         ("  lr: 3e-4\nchannels_last: off", "channels_last", "valid boolean", "off"),

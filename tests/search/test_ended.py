@@ -85,7 +85,9 @@ def searched(ended: Ended) -> list[str]:
 
 def test_a_search_that_came_to_its_end_has_no_note_of_its_budget() -> None:
     """The last probe leaves too little for another one, but none was wanted."""
-    ended, roomy = (drive(make_spec(budget_s=budget_s), World()) for budget_s in (150.0, 1000.0))
+    roomy = drive(make_spec(budget_s=1000.0), World())
+    used = situation_of(View(roomy.spec, roomy.rows))
+    ended = drive(make_spec(budget_s=used.history.spent_s + used.budget.gate_reserve_s), World())
     assert searched(ended) == searched(roomy)
     assert situation_of(View(ended.spec, ended.rows)).budget.spent_up
     assert not [note for note in ended.decision.notes if note.startswith("budget")]
