@@ -81,6 +81,12 @@ def break_even(samples: int | None, horizon: int) -> str:
     return f"; the tuning pays for itself after {samples:,} samples{beyond}"
 
 
+def peak_in_words(promised: Promise) -> str:
+    """`842 MiB (790 MiB to 901 MiB): extrapolated from 40 of 200 evaluation batches`"""
+    low, value, high = map(speak.mib, (promised.peak_low_bytes, promised.peak_bytes, promised.peak_high_bytes))
+    return f"{value} ({low} to {high})" + (f": {promised.peak_from}" if promised.peak_from else "")
+
+
 def tell_aa(console: Console, found: AaResult) -> None:
     verdict = "a FALSE gain" if found.false_gain else "no gain, as it must be"
     console.print(f"  A/A      the baseline tuned against itself: {verdict}")
@@ -111,6 +117,7 @@ def tell(
         horizon = spec.baseline.horizon_samples
         pays = break_even(promised.break_even_samples, horizon)
         console.print(f"  promise  {promised.hours:.2f} h to {horizon:,} samples{pays}")
+        console.print(f"           peak {peak_in_words(promised)}")
     if result.targets:
         console.print(f"  guide's targets: {in_words(result.targets)}")
     for note in decision.notes:

@@ -31,6 +31,8 @@ if TYPE_CHECKING:
 ROUNDS = 2
 TIE = 0.02
 """The file's own choice stays unless another is faster by more than this, in every round."""
+EVALUATE_TIMES = 4
+"""An evaluation here may take so many times the seconds of one measurement; of a longer one a part is made."""
 NOTHING_GAINED = Interval(value=1.0, low=1.0, high=1.0)
 Origin = Literal["winner", "runner-up", "baseline"]
 
@@ -181,7 +183,7 @@ def _request(config: RunConfig, words: TrainWords, number: int) -> ProbeRequest:
         workload=config.workload,
         options=config.options,
         points=(config,),
-        limits=ProbeLimits(measure_s=words.confirm_s),
+        limits=ProbeLimits(measure_s=words.confirm_s, evaluate_s=EVALUATE_TIMES * words.confirm_s),
         cache_dir=str(setup.cache_dir()),
         pair=number,
         soak=number == ROUNDS - 1,
@@ -201,6 +203,7 @@ def _extended(side: Confirmed, reply: PointReply, budget: int) -> Confirmed:
     update = {
         "samples_per_s": (*side.samples_per_s, throughput(measured).value),
         "peak_bytes": peak,
+        "peaks": (*side.peaks, measured.memory),
         "reference_s": (*side.reference_s, *measured.reference_s),
     }
     if peak > budget:
@@ -253,18 +256,19 @@ def _promise(chosen: Confirmed, sides: Sequence[Confirmed], device: DeviceInfo) 
     """What was just measured. How far processes differ is taken from all configurations together: two rounds of one
     alone would hardly tell."""
     from tuner.contract.statistics import paired_gain, pooled_prediction
-    from tuner.search.selection import LONG_RUN, PEAK_ERROR
+    from tuner.search.selection import expected_peak, peak_words
 
     sound = [side for side in sides if side.outcome is Outcome.OK]
     rate = pooled_prediction(chosen.samples_per_s, [side.samples_per_s for side in sound])
     baseline = next((side for side in sound if side.origin == "baseline"), None)
     other = baseline is not None and baseline is not chosen
-    peak = round((chosen.peak_bytes or 0) * LONG_RUN[device.kind])
+    peak = expected_peak(chosen.peaks, device.kind)
     return Promise(
         samples_per_s=rate,
-        peak_bytes=peak,
-        peak_low_bytes=round(peak * (1 - PEAK_ERROR)),
-        peak_high_bytes=round(peak * (1 + PEAK_ERROR)),
+        peak_bytes=peak.value,
+        peak_low_bytes=peak.low,
+        peak_high_bytes=peak.high,
+        peak_from=peak_words(chosen.peaks),
         hours=chosen.config.horizon_samples / rate.value / 3600,
         gain=paired_gain(chosen.samples_per_s, baseline.samples_per_s) if baseline and other else NOTHING_GAINED,
         reference_s=chosen.reference_s,

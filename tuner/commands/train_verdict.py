@@ -89,7 +89,8 @@ def _held(result: TrainResultJson, promise: Promise) -> list[str]:
     if result.peak_deviation is not None:
         high = speak.mib(promise.peak_high_bytes)
         over = f", ABOVE its error bar ({high})" if result.peak_verdict is PeakVerdict.ABOVE else ""
-        lines.append(f"  peak      {100 * result.peak_deviation:+.1f} % of the promised peak{over}")
+        stands_on = f" ({promise.peak_from})" if promise.peak_from else ""
+        lines.append(f"  peak      {100 * result.peak_deviation:+.1f} % of the promised peak{stands_on}{over}")
     return lines
 
 

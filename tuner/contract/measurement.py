@@ -38,6 +38,35 @@ class Interval(Frozen):
     confidence: float = 0.95
 
 
+class ByteRange(Frozen):
+    """Bytes, and the range they lie in."""
+
+    value: int = Field(ge=0)
+    low: int = Field(ge=0)
+    high: int = Field(ge=0)
+
+
+class EvaluationPart(Frozen):
+    """How much of the validation split a soak evaluated, and what all of it takes."""
+
+    batches: int = Field(ge=0)
+    """Micro-batches of the whole evaluation."""
+    seen: int = Field(ge=0)
+    """Those that were evaluated."""
+    seconds: float = Field(ge=0)
+    """Of one whole evaluation; in proportion where a part was evaluated."""
+    held: ByteRange | None = None
+    """Where a part was evaluated: bytes held at the peak with all of it, extrapolated (host memory, or reserved on a
+    GPU). None = the peak was measured."""
+
+    @property
+    def words(self) -> str:
+        """What a peak with this evaluation stands on."""
+        if self.held is None:
+            return "peak of the whole evaluation"
+        return f"extrapolated from {self.seen:,} of {self.batches:,} evaluation batches"
+
+
 class MemoryPeak(Frozen):
     """Bytes at the peak. The gate is on `gate_bytes`."""
 
@@ -52,12 +81,24 @@ class MemoryPeak(Frozen):
     context_bytes: int | None = None
     """Device memory used outside the allocator (CUDA context, libraries), where NVML or mem_get_info tells."""
 
+    evaluation: EvaluationPart | None = None
+    """The evaluation among what was done, in a soak; None = there was none."""
+
     @property
     def gate_bytes(self) -> int:
-        """Reserved + context on a GPU; resident host memory without one."""
-        if self.reserved_bytes is not None:
-            return self.reserved_bytes + (self.context_bytes or 0)
-        return self.process_bytes
+        """Reserved + context on a GPU; resident host memory without one; extrapolated where that is larger."""
+        return self.gate_range.value
+
+    @property
+    def gate_range(self) -> ByteRange:
+        """`gate_bytes`, and how far it is known; a peak that was measured is known exactly."""
+        outside = (self.context_bytes or 0) if self.reserved_bytes is not None else 0
+        seen = (self.reserved_bytes if self.reserved_bytes is not None else self.process_bytes) + outside
+        held = self.evaluation.held if self.evaluation is not None else None
+        if held is None:
+            return ByteRange(value=seen, low=seen, high=seen)
+        value, low, high = (max(seen, item + outside) for item in (held.value, held.low, held.high))
+        return ByteRange(value=value, low=low, high=high)
 
 
 class Telemetry(Frozen):
@@ -125,3 +166,9 @@ class Measurement(Frozen):
     @property
     def steady_step_s(self) -> tuple[float, ...]:
         return self.step_s[self.warmup_steps :]
+
+    @property
+    def duties_s(self) -> dict[str, float]:
+        """`phases_s` of a soak as production will have them: the evaluation is that of the whole split."""
+        evaluation = self.memory.evaluation
+        return self.phases_s if evaluation is None else {**self.phases_s, "evaluate": evaluation.seconds}

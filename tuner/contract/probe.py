@@ -87,6 +87,9 @@ class ProbeLimits(Frozen):
     """Longest silence within one phase after which the process group is ended (a compile phase gets ten times it)."""
     peer_s: float = Field(default=30.0, gt=0)
     """With several ranks: one that is stopped (SIGSTOP) for so long is given up, and the others with it."""
+    evaluate_s: float = Field(default=60.0, gt=0)
+    """Seconds for a soak's evaluation; where the whole split would take longer, a part of it is evaluated and the peak
+    is extrapolated."""
     memory_bytes: int | None = Field(default=None, ge=1)
     """Hard cap. CUDA: allocator limit. CPU: growth of the data segment above the imported process."""
 

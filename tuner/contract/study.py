@@ -224,5 +224,5 @@ class StudySpec(Frozen):
         Under a hard cap on a CPU the cap is on growth above the imported process, so that is what counts.
         """
         if self.memory_cap_bytes is not None and peak.reserved_bytes is None:
-            return (peak.process_bytes - peak.base_bytes) / (self.memory_cap_bytes * MEMORY_MARGIN)
+            return (peak.gate_bytes - peak.base_bytes) / (self.memory_cap_bytes * MEMORY_MARGIN)
         return peak.gate_bytes / self.memory_budget_bytes

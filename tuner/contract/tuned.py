@@ -8,7 +8,7 @@ from pydantic import Field
 
 from tuner.contract.base import Frozen
 from tuner.contract.config import RunConfig
-from tuner.contract.measurement import Environment, Interval, Outcome
+from tuner.contract.measurement import Environment, Interval, MemoryPeak, Outcome
 
 
 class Confirmed(Frozen):
@@ -21,6 +21,8 @@ class Confirmed(Frozen):
     samples_per_s: tuple[float, ...] = ()
     """One figure per round, each from a fresh process."""
     peak_bytes: int | None = None
+    peaks: tuple[MemoryPeak, ...] = ()
+    """One per round; the last one has an evaluation in it."""
     reference_s: tuple[float, ...] = ()
     """The host's reference work meanwhile."""
 
@@ -33,6 +35,8 @@ class Promise(Frozen):
     peak_bytes: int
     peak_low_bytes: int
     peak_high_bytes: int
+    peak_from: str = ""
+    """What the peak stands on: the whole evaluation, or so many of its batches; empty = not known."""
     hours: float
     """Steady-state hours to the horizon, compile time included."""
     gain: Interval
@@ -89,6 +93,8 @@ class Side(Frozen):
     config: RunConfig
     samples_per_s: Interval | None = None
     peak_bytes: int | None = None
+    peak_from: str = ""
+    """As `Promise.peak_from`."""
     processes: int = 0
     """Fresh processes behind the figure."""
 

@@ -20,11 +20,13 @@ from tuner.engine.curves import draw_curves, draw_quality
 from tuner.engine.failure import one_line, release
 from tuner.engine.global_random import untouched
 from tuner.engine.hooks import Emit, Every, Hook, Phases
-from tuner.engine.loader import to_device, valid_batches
+from tuner.engine.loader import TensorBatch, to_device, valid_batches
 from tuner.engine.scores import RAW, Origin, Scores, with_raw, write_quality
 from tuner.engine.step import StepResult
 from tuner.engine.table import Table
 from tuner.engine.trainer import Trainer
+
+Through = Callable[[Iterator[TensorBatch]], Iterator[TensorBatch]]
 
 
 @contextlib.contextmanager
@@ -46,17 +48,23 @@ def resting(trainer: Trainer, model: nn.Module) -> Iterator[None]:
         model.train(was_training)
 
 
-def evaluate(trainer: Trainer, limit: int | None = None, *, raw: bool = False) -> dict[str, float]:
-    """The workload's own figures on the validation split, of the averaged weights, or of the `raw` ones."""
+def evaluate(trainer: Trainer, *, raw: bool = False, through: Through = iter) -> dict[str, float]:
+    """The workload's own figures on the validation split, of the averaged weights, or of the `raw` ones. The batches go
+    `through` whoever looks on, or ends them early."""
     model = trainer.model if raw else trainer.effective_model
     with resting(trainer, model), trainer.arithmetic.autocast():
-        found: Mapping[str, float] = trainer.workload.evaluate(model, _batches(trainer, limit))
+        found: Mapping[str, float] = trainer.workload.evaluate(model, through(_batches(trainer)))
         return {name: float(value) for name, value in found.items()}
 
 
-def _batches(trainer: Trainer, limit: int | None) -> Iterator[dict[str, torch.Tensor]]:
-    for batch in valid_batches(trainer.workload, trainer.config, limit):
+def _batches(trainer: Trainer) -> Iterator[TensorBatch]:
+    for batch in valid_batches(trainer.workload, trainer.config):
         yield to_device(batch, trainer.device, channels_last=trainer.config.channels_last)
+
+
+def evaluates_raw(trainer: Trainer) -> bool:
+    """Are the weights as trained evaluated too, beside their average?"""
+    return trainer.ema is not None and (trainer.ema.config.evaluate_raw or trainer.config.judges_raw)
 
 
 def write_samples(trainer: Trainer, folder: Path) -> list[Path]:
@@ -128,7 +136,7 @@ class Evaluator(Hook):
         self._at = trainer.samples
         with self._phases.during("evaluate"):
             found = evaluate(trainer)
-            if trainer.ema is not None and (trainer.ema.config.evaluate_raw or trainer.config.judges_raw):
+            if evaluates_raw(trainer):
                 found |= {RAW + name: value for name, value in evaluate(trainer, raw=True).items()}
         self._emit(NoticeEvent(text=f"evaluated at {trainer.samples:,} samples: {_shown(found)}"))
         self._scores.add(trainer, Origin.EVALUATE, found)

@@ -419,6 +419,11 @@ def valid_batches(workload: Any, config: RunConfig, limit: int | None = None) ->
         yield collate(Keyed(data).__getitems__(keys))
 
 
+def valid_count(workload: Any, config: RunConfig) -> int:
+    """Micro-batches of the validation split."""
+    return -(-len(workload.dataset("valid")) // config.micro_batch_size)
+
+
 def to_device(batch: Mapping[str, Tensor], device: torch.device, *, channels_last: bool) -> TensorBatch:
     """Copy, without waiting where the source is pinned; 4-D floating tensors in channels_last where asked."""
     if device.type == "cpu" and not channels_last:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import tempfile
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,9 +15,8 @@ from tuner.contract.measurement import Measurement
 from tuner.contract.probe import ProgressEvent
 from tuner.contract.statistics import half_width, rate_interval, warmup_cut
 from tuner.engine import judging
+from tuner.engine import soak as soaking
 from tuner.engine.bench import Answer, Bench
-from tuner.engine.checkpoint import Checkpointer
-from tuner.engine.curves import draw_curves
 from tuner.engine.distributed import this_rank
 from tuner.engine.failure import Diverged
 from tuner.engine.hooks import Heartbeat, Hook
@@ -26,13 +25,11 @@ from tuner.engine.memory import PeakMemory
 from tuner.engine.meter import PATIENCE, PRECISE_ROUNDS, Meter
 from tuner.engine.record import StepRecord, judge_warmup
 from tuner.engine.step import TOTAL, StepResult
-from tuner.engine.table import SAMPLES, Row
 from tuner.engine.telemetry import TelemetrySampler
 from tuner.engine.trainer import Trainer
 
 RESIDENT_BATCHES = 8
 """At most so many different micro-batches are held for a compute point; more would cost memory production has not."""
-SOAK_BATCHES = 4
 LOADER_LEAST = 8
 SHORT_SAMPLES = 1024
 """LR and QUALITY probes that do not say how long train on so many."""
@@ -64,30 +61,11 @@ def _metered(bench: Bench, trainer: Trainer, memory: PeakMemory, *, soak: bool =
     try:
         trainer.run(None)
         if soak and trainer.rank.leads:
-            _soak(bench, trainer)
+            soaking.run(bench, trainer, memory)
         return meter.measurement(trainer)
     finally:
         meter.close()
         trainer.close()
-
-
-def _soak(bench: Bench, trainer: Trainer) -> None:
-    """What makes production's peak: evaluation, samples and their assessment, curves and a checkpoint."""
-    with tempfile.TemporaryDirectory(prefix="tuner-soak-") as folder:
-        with bench.phases.during("evaluate"):
-            found = judging.evaluate(trainer, SOAK_BATCHES)
-        with bench.phases.during("sample"):
-            judging.write_samples(trainer, Path(folder) / "samples")
-        with bench.phases.during("assess"), judging.tolerated("the assessment", bench.emit):
-            found |= judging.assess(trainer, Path(folder) / "samples")
-        with bench.phases.during("sample"):  # a panel for each figure, as production will have: many take memory
-            draw_curves([], [[_as_row(found)]], Path(folder) / "curves.png")
-        with bench.phases.during("checkpoint"):
-            Checkpointer(Path(folder) / "checkpoints").save(trainer.state_dict())
-
-
-def _as_row(figures: Mapping[str, float]) -> Row:
-    return {SAMPLES: "1", **{name: f"{value:.9g}" for name, value in figures.items()}}
 
 
 def end_to_end(bench: Bench) -> None:

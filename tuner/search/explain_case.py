@@ -89,7 +89,7 @@ class Case:
     def soak_phases(self) -> dict[str, float]:
         """Seconds of one evaluation, sampling and checkpoint; empty = no soak measured them."""
         rows = [row for row in good_rows(soak_rows(self.s, self.config)) if row.measurement is not None]
-        return dict(rows[-1].measurement.phases_s) if rows and rows[-1].measurement is not None else {}
+        return dict(rows[-1].measurement.duties_s) if rows and rows[-1].measurement is not None else {}
 
     @cached_property
     def fitted(self) -> tuple[Variant, StepFit] | None:

@@ -16,6 +16,10 @@ REFERRED = frozenset({ProbeKind.END_TO_END, ProbeKind.COMPUTE})
 SOAK_PATIENCE = 3
 """A soak's phases (evaluation, sampling, checkpoint write) may be silent this much longer."""
 
+EVALUATE_SHARE = 0.25
+EVALUATE_S = (30.0, 300.0)
+"""A soak's evaluation may take this share of the search's budget, within these seconds."""
+
 NEVER_NARROW = 1e-9
 """Half-width at which the gate may stop early: its figures become the promise of a long run, and a lucky second has a
 narrow interval too."""
@@ -31,6 +35,7 @@ def limits_for(spec: StudySpec, kind: ProbeKind, stage: Stage) -> ProbeLimits:
         min_steps=measure.min_steps,
         half_width=half_width,
         deadline_s=measure.deadline_s * (SOAK_PATIENCE if stage is Stage.SOAK else 1),
+        evaluate_s=min(max(EVALUATE_S[0], EVALUATE_SHARE * spec.budget_s), EVALUATE_S[1]),
         memory_bytes=spec.memory_cap_bytes,
     )
 

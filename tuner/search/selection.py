@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from statistics import fmean
 
 from tuner.contract.config import RunConfig
-from tuner.contract.measurement import Interval, MemoryPeak
+from tuner.contract.measurement import ByteRange, Interval, MemoryPeak
 from tuner.contract.probe import ProbeRow
 from tuner.contract.statistics import prediction_interval, throughput
 from tuner.contract.study import StudySpec
@@ -26,9 +26,11 @@ from tuner.search.view import View
 PEAK_ERROR = 0.03
 """Relative error bar on a peak besides what was seen: repeats of one configuration differ by 2 to 4 % on a host."""
 LONG_RUN = {"cpu": 1.04, "cuda": 1.0}
-"""Peak of a long run over the largest of the short ones. A host's heap goes on growing a little: eight production runs
-of two minutes came 2.5 to 7.5 % above; an allocator's pool on a GPU does not."""
+"""Peak of a long run's steps over the largest of the short ones. A host's heap goes on growing a little: eight
+production runs of two minutes came 2.5 to 7.5 % above; an allocator's pool on a GPU does not."""
+NOT_EVALUATED = "peak of the steps: no evaluation was measured"
 RUNNER_UPS = 3
+MIB = 1 << 20
 
 
 def select(rows: Sequence[ProbeRow], spec: StudySpec) -> Decision:
@@ -115,7 +117,12 @@ def _soak_notes(s: Situation) -> list[str]:
     rows = soak_rows(s, config_of(s.view.spec, s.forecast.reference))
     if not rows or any(is_ok(row) and s.history.fits(row) for row in rows):
         return []
-    return [f"soak: the configuration shipped failed it: {rows[-1].outcome.value}: {rows[-1].message}"]
+    last = rows[-1]
+    if is_ok(last):
+        peaks = _peaks(rows[-1:])
+        needed, allowed = (round(size / MIB) for size in (peaks[0].gate_bytes, s.view.spec.memory_budget_bytes))
+        return [f"soak: the configuration shipped needs {needed:,} MiB of {allowed:,} allowed ({peak_words(peaks)})"]
+    return [f"soak: the configuration shipped failed it: {last.outcome.value}: {last.message}"]
 
 
 def _gain_value(state: Standing, finalist: int) -> float:
@@ -214,10 +221,12 @@ def fresh_rows(s: Situation, config: RunConfig) -> list[ProbeRow]:
 
 def fresh_side(s: Situation, config: RunConfig) -> Side:
     rows = fresh_rows(s, config)
+    peaks = _peaks(rows)
     return Side(
         config=config,
         samples_per_s=_prediction(rows),
-        peak_bytes=max((peak.gate_bytes for peak in _peaks(rows)), default=None),
+        peak_bytes=max((peak.gate_bytes for peak in peaks), default=None),
+        peak_from=peak_words(peaks) if peaks else "",
         processes=len(rows),
     )
 
@@ -263,20 +272,44 @@ def promise(rows: Sequence[ProbeRow], spec: StudySpec, decision: Decision) -> Pr
         return None
     s = situation_of(View(spec, rows))
     fresh = fresh_rows(s, side.config)
-    peaks = [round(peak.gate_bytes * LONG_RUN[spec.device.kind]) for peak in _peaks(fresh)]
+    peak = expected_peak(_peaks(fresh), spec.device.kind)
     costs = _costs(s, side.config)
     rate = side.samples_per_s.value
     speedup = speedup_of(decision)
     return Promise(
         samples_per_s=side.samples_per_s,
-        peak_bytes=max(peaks),
-        peak_low_bytes=round(min(peaks) * (1 - PEAK_ERROR)),
-        peak_high_bytes=round(max(peaks) * (1 + PEAK_ERROR)),
+        peak_bytes=peak.value,
+        peak_low_bytes=peak.low,
+        peak_high_bytes=peak.high,
+        peak_from=peak_words(_peaks(fresh)),
         hours=production_seconds(spec, rate, costs.compile_s, costs.phases_s) / 3600,
         gain=speedup or Interval(value=1.0, low=1.0, high=1.0),
         break_even_samples=_break_even(s, decision, rate / speedup.value) if speedup is not None else None,
         reference_s=tuple(t for row in fresh if row.measurement is not None for t in row.measurement.reference_s),
     )
+
+
+def expected_peak(peaks: Sequence[MemoryPeak], kind: str) -> ByteRange:
+    """Of a long run, from those of fresh processes: steps alone (the gate's), and with an evaluation (the soak's).
+
+    An evaluation that keeps much lies above all steps. Then it makes the peak, and bounds it from below: how far
+    processes differ is taken from those of the steps.
+    """
+    ranges = [peak.gate_range for peak in peaks]
+    steps = [peak.gate_bytes for peak in peaks if peak.evaluation is None] or [peak.gate_bytes for peak in peaks]
+    growth, spread = (LONG_RUN[kind] - 1) * max(steps), min(steps) / max(steps)
+    return ByteRange(
+        value=round(max(found.value for found in ranges) + growth),
+        low=round((max(found.low for found in ranges) * spread + growth) * (1 - PEAK_ERROR)),
+        high=round((max(found.high for found in ranges) + growth) * (1 + PEAK_ERROR)),
+    )
+
+
+def peak_words(peaks: Sequence[MemoryPeak]) -> str:
+    """What a peak stands on: the largest of those with an evaluation, if any."""
+    told = [peak for peak in peaks if peak.evaluation is not None]
+    largest = max(told, key=lambda peak: peak.gate_bytes, default=None)
+    return NOT_EVALUATED if largest is None or largest.evaluation is None else largest.evaluation.words
 
 
 def speedup_of(decision: Decision) -> Interval | None:
@@ -287,7 +320,7 @@ def speedup_of(decision: Decision) -> Interval | None:
 def _costs(s: Situation, config: RunConfig) -> _Costs:
     """Compile time, and what evaluation, sampling and checkpoints cost by the soak."""
     soaks = [row.measurement for row in soak_rows(s, config) if is_ok(row) and row.measurement is not None]
-    phases = soaks[-1].phases_s if soaks else {}
+    phases = soaks[-1].duties_s if soaks else {}
     return _Costs(s.history.compile_seconds(point_of(config).variant), dict(phases))
 
 
