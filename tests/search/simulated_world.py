@@ -15,7 +15,7 @@ import numpy as np
 from tuner.contract.base import Scalar
 from tuner.contract.config import CompileMode, OptimizerConfig, Precision, RunConfig
 from tuner.contract.gpu import DeviceInfo, GpuProfile
-from tuner.contract.measurement import Environment, Measurement, MemoryPeak, Outcome
+from tuner.contract.measurement import Environment, EvaluationPart, Measurement, MemoryPeak, Outcome
 from tuner.contract.probe import Listener, PointReply, ProbeKind, ProbeReply, ProbeRequest, ProbeRow
 from tuner.contract.space import SearchSpace
 from tuner.contract.study import LrSpec, StudySpec
@@ -62,6 +62,8 @@ class World:
     """Options -> factor on compute time and on memory per sample."""
     noise_scale: float | None = 500.0
     """Gradient noise scale in samples; None = it cannot be told."""
+    evaluation: Callable[[RunConfig], EvaluationPart | None] = lambda config: None
+    """What a soak says of its evaluation."""
     score: Callable[[Mapping[str, Scalar], int], float] = lambda options, seed: 0.0
     """Options and seed -> the metric `score` after training."""
 
@@ -200,7 +202,12 @@ class SimulatedRunner:
         times = step * drift * np.exp(world.step_noise * rng.standard_normal(count))
         warm, compile_s = 3, self._compile_seconds(config, loader)
         peak = world.peak_bytes(config) * (1 + 0.005 * rng.standard_normal())
-        memory = MemoryPeak(process_bytes=GIB, reserved_bytes=int(peak), allocated_bytes=int(0.9 * peak))
+        memory = MemoryPeak(
+            process_bytes=GIB,
+            reserved_bytes=int(peak),
+            allocated_bytes=int(0.9 * peak),
+            evaluation=world.evaluation(config) if request.soak else None,
+        )
         measurement = Measurement(
             samples_per_step=samples,
             step_s=(*(2 * step,) * warm, *(float(t) for t in times)),

@@ -8,13 +8,14 @@ import pytest
 
 from tests.search.simulated_world import Ended, World, drive, make_baseline, make_spec
 from tuner.contract.config import Precision
+from tuner.contract.measurement import ByteRange, EvaluationPart, MemoryPeak
 from tuner.contract.probe import Stage
 from tuner.contract.statistics import paired_gain, prediction_interval
 from tuner.contract.study import LrSpec, StudySpec
 from tuner.contract.tuned import Promise
 from tuner.search.history import mean_rate
 from tuner.search.lr import chosen_lr, judge
-from tuner.search.selection import promise, select
+from tuner.search.selection import expected_peak, peak_words, promise, select
 
 FASTER = World(flag_factors={Precision.FP16: 0.8})
 FLAT = World(alpha=0.0, omega=0.0, beta=0.003, data_per_sample=0.0)
@@ -62,6 +63,30 @@ def test_the_promise_is_a_prediction_interval_over_fresh_processes() -> None:
     assert found.break_even_samples is not None
     assert 0 < found.break_even_samples < 2_400_000
     assert found.reference_s
+
+
+def test_the_peak_promised_is_that_of_the_evaluation_where_it_is_larger_and_says_what_it_stands_on() -> None:
+    steps, process = MemoryPeak(process_bytes=400), MemoryPeak(process_bytes=390)
+    whole = MemoryPeak(process_bytes=900, evaluation=EvaluationPart(batches=9, seen=9, seconds=1.0))
+    found = expected_peak([steps, process, whole], "cpu")
+    assert found.value == 916, "the steps' heap goes on growing, not what an evaluation keeps"
+    assert found.low <= 900 <= found.high
+    assert found.low > 800, "the steps alone say nothing of the least"
+    assert peak_words([steps, whole]) == "peak of the whole evaluation"
+    assert peak_words([steps]) == "peak of the steps: no evaluation was measured"
+
+    part = EvaluationPart(batches=90, seen=9, seconds=1.0, held=ByteRange(value=900, low=700, high=1200))
+    found = expected_peak([steps, MemoryPeak(process_bytes=410, evaluation=part)], "cpu")
+    assert found.value == 916
+    assert found.low < 700 < 1200 < found.high
+
+
+def test_the_hours_hold_the_whole_evaluation_where_a_part_was_seen() -> None:
+    cadence = make_baseline().cadence.model_copy(update={"evaluate_samples": 240_000})
+    spec = make_spec(baseline=make_baseline(cadence=cadence))
+    part = EvaluationPart(batches=200, seen=20, seconds=360.0, held=ByteRange(value=1, low=1, high=1))
+    with_it, without = promised(drive(spec, World(evaluation=lambda config: part))), promised(drive(spec, World()))
+    assert with_it.hours - without.hours == pytest.approx(1.0, rel=0.01), "ten evaluations of six minutes"
 
 
 def test_the_reason_names_the_change_the_gain_and_the_limit() -> None:

@@ -7,14 +7,14 @@ import pytest
 
 from tests.search.simulated_world import GIB, Fault, SimulatedRunner, World, drive, make_spec, rows_of
 from tuner.contract.config import Precision, RunConfig
-from tuner.contract.measurement import Measurement, MemoryPeak, Outcome
+from tuner.contract.measurement import ByteRange, EvaluationPart, Measurement, MemoryPeak, Outcome
 from tuner.contract.probe import ProbeKind, ProbeRequest, ProbeRow, Stage
 from tuner.contract.study import GateSpec, StudySpec
 from tuner.contract.tuned import Decision
 from tuner.search.gate import looks_of, order_of
 from tuner.search.planner import next_probe
 from tuner.search.points import point_of
-from tuner.search.selection import select
+from tuner.search.selection import promise, select
 from tuner.search.situation import situation_of
 from tuner.search.standins import STAND_INS, stand_in
 from tuner.search.view import View
@@ -215,6 +215,34 @@ def test_a_winner_that_fails_its_soak_gives_way() -> None:
     assert "soak" in ended.decision.reason
     assert ended.requests[-1].soak
     assert ended.requests[-1].points == (make_spec().baseline,)
+
+
+def test_a_winner_whose_evaluation_does_not_fit_gives_way() -> None:
+    """The soak never reached that peak: it saw a part of the evaluation, and the whole of it passes the budget."""
+
+    def hungry(config: RunConfig) -> EvaluationPart:
+        need = round((5 if config == make_spec().baseline else 15) * GIB)
+        held = ByteRange(value=need, low=need - GIB, high=need + GIB)
+        return EvaluationPart(batches=200, seen=20, seconds=40.0, held=held)
+
+    ended = drive(make_spec(), World(flag_factors={Precision.FP16: 0.8}, evaluation=hungry))
+    assert ended.decision.kind == "no_gain"
+    assert "soak" in ended.decision.reason
+    assert ended.decision.winner is not None
+    assert ended.decision.winner.config == make_spec().baseline
+    found = promise(ended.rows, ended.spec, ended.decision)
+    assert found is not None
+    assert found.peak_bytes == 5 * GIB
+    assert (found.peak_low_bytes, found.peak_high_bytes) == pytest.approx((4 * GIB, 6 * GIB), rel=0.05)
+    assert found.peak_from == "extrapolated from 20 of 200 evaluation batches"
+
+
+def test_a_baseline_whose_evaluation_does_not_fit_is_told() -> None:
+    need = 15 * GIB
+    part = EvaluationPart(batches=200, seen=20, seconds=1.0, held=ByteRange(value=need, low=need, high=need))
+    ended = drive(make_spec(), World(flag_factors={Precision.FP16: 0.8}, evaluation=lambda config: part))
+    told = "soak: the configuration shipped needs 15,360 MiB of 15,073 allowed (extrapolated from 20 of 200"
+    assert any(note.startswith(told) for note in ended.decision.notes)
 
 
 def test_the_soak_is_the_last_probe_of_the_shipped_configuration() -> None:
