@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Mapping
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -24,7 +24,7 @@ class Hungry:
     batch."""
 
     def __init__(self, options: Mapping[str, Scalar]) -> None:
-        self.options = {"keep_mib": 100, "join": False, "pause_s": 0.0, **options}
+        self.options: dict[str, Any] = {"keep_mib": 100, "join": False, "pause_s": 0.0, **options}
         self.pictures = torch.randn(TRAIN + BATCHES * MICRO, 1, SIDE, SIDE, generator=torch.Generator().manual_seed(0))
 
     def info(self) -> WorkloadInfo:
