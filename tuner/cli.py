@@ -340,7 +340,11 @@ def _root(
 
 def main() -> None:
     """Entry point: errors become one clear line and an exit code."""
+    from tuner.commands import encodings
+
+    encodings.degrade()
     try:
+        encodings.refuse_names(sys.argv[1:])
         app()
     except TunerError as error:
         typer.echo(f"tuner: {error}", err=True)

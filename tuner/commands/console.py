@@ -7,6 +7,7 @@ import math
 import sys
 from typing import TYPE_CHECKING
 
+from tuner.commands.encodings import as_carried
 from tuner.contract.measurement import Interval
 from tuner.contract.probe import Event, NoticeEvent
 
@@ -46,7 +47,7 @@ class Warnings:
 
 
 def emit_json(text: str) -> None:
-    sys.stdout.write(text + "\n")
+    sys.stdout.write(as_carried(text, sys.stdout.encoding) + "\n")
     sys.stdout.flush()
 
 

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tuner.commands import setup
+from tuner.commands import encodings, setup
 from tuner.contract.errors import ConfigError, JobFailed
 from tuner.contract.result import plain_json
 from tuner.store.store import StudyStore
@@ -25,7 +24,7 @@ def run(study: str, format_: str, out: Path | None, storage: str | None) -> None
     spec = known_study(store, study)
     text = _csv(store, spec) if format_ == "csv" else _tuned_text(winner(store, spec), format_)
     if out is None:
-        sys.stdout.write(text)
+        encodings.write_document(text)
         return
     from tuner.export.tuned import replace_text
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from tuner.commands import console as speak
 from tuner.commands import profile, setup
+from tuner.commands.encodings import written_down
 from tuner.commands.ranks import spread
 from tuner.commands.setup import Job, JobWords
 from tuner.commands.words import assignments, choice, seconds, size_bytes
@@ -67,7 +68,7 @@ def run(words: JobWords, asked: ProbeWords, *, as_json: bool) -> None:
         config = changed(job.baseline, knobs)
         setup.prepare(job, words.workload, runner, lambda _: None)
         request = as_request(asked.kind, words, job, config, limits)
-        placed = request.model_copy(update={"out_dir": str(folder.resolve()) if folder else ""})
+        placed = request.model_copy(update={"out_dir": written_down(folder, "--out") if folder else ""})
         reply = runner.run(placed, speak.Warnings(console).listen)
     finally:
         runner.close()

@@ -10,6 +10,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from tuner.commands.encodings import written_down
 from tuner.contract.base import Scalar, parse
 from tuner.contract.config import RunConfig
 from tuner.contract.documents import load_document, read_file
@@ -116,7 +117,7 @@ def typed_options(words: JobWords) -> dict[str, Scalar]:
     if words.data is not None:
         if not words.data.exists():
             raise WorkloadError(f"--data: {words.data} does not exist")
-        options["data"] = str(words.data.resolve())
+        options["data"] = written_down(words.data, "--data")
     if words.preset is not None:
         options["preset"] = words.preset
     return options

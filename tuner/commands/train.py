@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from tuner.commands import console as speak
 from tuner.commands import setup
+from tuner.commands.encodings import written_down
 from tuner.commands.ranks import spread_tuned
 from tuner.commands.run_state import close_status, marked
 from tuner.commands.train_confirm import Settled, settle
@@ -67,7 +68,7 @@ def attempt(
     tuned = settled.tuned
     introduce(tuned, goal(tuned.config, words), out, console)
     study = tuned.provenance.study if tuned.provenance else None
-    recorded = store.add_run(tuned.config, str(out.resolve()), study=study, promise=tuned.promise)
+    recorded = store.add_run(tuned.config, written_down(out, "--out"), study=study, promise=tuned.promise)
     request = introduced(as_request(tuned.config, words, out), settled, recorded.id, words.again(out))
     with marked(out, recorded.id):
         with RunProgress(console, goal(tuned.config, words)) as progress:
@@ -113,7 +114,7 @@ def goal(config: RunConfig, words: TrainWords) -> int:
 
 def as_request(config: RunConfig, words: TrainWords, out: Path) -> ProbeRequest:
     plan = TrainPlan(
-        out_dir=str(out.resolve()),
+        out_dir=written_down(out, "--out"),
         max_samples=words.max_samples,
         max_seconds=words.max_seconds,
         background_checkpoints=words.background_checkpoints,

@@ -8,10 +8,19 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
+import re
 from collections.abc import Mapping
 from typing import Annotated, Any, TypeVar, cast
 
-from pydantic import BaseModel, ConfigDict, GetCoreSchemaHandler, StringConstraints, ValidationError
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    GetCoreSchemaHandler,
+    StringConstraints,
+    ValidationError,
+)
 from pydantic_core import core_schema
 
 from tuner.contract.errors import ConfigError
@@ -20,6 +29,22 @@ Scalar = str | int | float | bool | None
 Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9._-]{1,128}$")]
 
 _Model = TypeVar("_Model", bound="Frozen")
+_SURROGATES = re.compile("[\ud800-\udfff]")
+
+
+def printable(text: str | os.PathLike[str]) -> str:
+    """`text` with what UTF-8 cannot hold written out: a stray byte of a file's name as \\xe9, half a character as
+    \\ud83d."""
+
+    def written_out(found: re.Match[str]) -> str:
+        point = ord(found[0])
+        return f"\\x{point - 0xDC00:02x}" if 0xDC80 <= point < 0xDD00 else f"\\u{point:04x}"
+
+    return _SURROGATES.sub(written_out, os.fspath(text))
+
+
+Words = Annotated[str, AfterValidator(printable)]
+"""Text for people, which may quote their data: what no JSON could carry is written out."""
 
 
 _PLAIN_KEYS = frozenset({"metadata", "serialization", "cls", "default", "function", "members"})

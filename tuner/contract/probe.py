@@ -10,7 +10,7 @@ from typing import Annotated, Literal, Protocol
 
 from pydantic import Field, TypeAdapter
 
-from tuner.contract.base import Frozen, Scalar
+from tuner.contract.base import Frozen, Scalar, Words
 from tuner.contract.config import RunConfig
 from tuner.contract.gpu import DeviceInfo
 from tuner.contract.measurement import Environment, Interval, Measurement, Outcome
@@ -163,9 +163,9 @@ class PointReply(Frozen):
     event: Literal["point"] = "point"
     index: int = 0
     outcome: Outcome
-    message: str = ""
+    message: Words = ""
     """One line: what happened. Empty when ok."""
-    detail: str = ""
+    detail: Words = ""
     """Traceback or last log lines, for people who look closer."""
     measurement: Measurement | None = None
     values: dict[str, float] = Field(default_factory=dict)
@@ -186,7 +186,7 @@ class ProgressEvent(Frozen):
     event: Literal["progress"] = "progress"
     done: int
     total: int
-    text: str = ""
+    text: Words = ""
 
 
 class DescribeEvent(Frozen):
@@ -218,7 +218,7 @@ class NoticeEvent(Frozen):
 
     event: Literal["notice"] = "notice"
     level: Literal["info", "warning"] = "info"
-    text: str
+    text: Words
 
 
 class TrainResult(Frozen):

@@ -109,9 +109,10 @@ def write(path: Path, tuned: TunedConfig) -> None:
 
 
 def replace_text(path: Path, text: str) -> None:
+    """What UTF-8 cannot hold is written as an escape: a result is worth more than a stray letter in it."""
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
+        with os.fdopen(handle, "w", encoding="utf-8", errors="backslashreplace") as file:
             file.write(text)
             file.flush()
             os.fsync(file.fileno())
