@@ -41,6 +41,18 @@ def test_a_measurement_is_told_whatever_the_terminal_can_show(encoding: str, tmp
     assert "took" in said.splitlines()[-1]
 
 
+def test_what_a_workload_prints_goes_to_its_log_whole(tmp_path: Path, cache: Path) -> None:
+    (tmp_path / "printing_job.py").write_text(
+        "from tests.toys import Toy\nclass Job(Toy):\n"
+        "    def model(self):\n        print('Gr\\u00f6\\u00dfe \\u2192 12 \\ud83d')\n        return super().model()\n"
+    )
+    words = ("probe", "-w", "printing_job:Job", "--seconds", "0.2s")
+    ran = typed(*words, cwd=tmp_path, cache=tmp_path / "cache", PYTHONIOENCODING="ascii")
+    assert ran.returncode == 0, ran.stderr
+    logs = "".join(path.read_text(encoding="utf-8") for path in (tmp_path / "cache" / "logs").glob("by-hand*.log"))
+    assert "Größe → 12 \\ud83d" in logs
+
+
 def test_json_is_whole_in_any_encoding(tmp_path: Path, cache: Path) -> None:
     words = ("gpus", "--json")
     plain = typed(*words, cwd=tmp_path, cache=cache, PYTHONIOENCODING="utf-8")

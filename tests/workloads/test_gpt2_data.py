@@ -176,10 +176,26 @@ def test_texts_that_say_the_same_do_not_serve_both_splits(tmp_path: Path) -> Non
 
 def test_the_datas_own_split_is_kept_and_cleaned_of_what_training_says_too(tmp_path: Path) -> None:
     records = [{**r, "split": "valid" if i % 4 == 0 else "train"} for i, r in enumerate(RECORDS)]
-    records.append({"text": records[1]["text"].upper(), "kind": 1, "long": 0, "split": "test"})
+    records.append({"text": records[1]["text"].upper(), "kind": 1, "long": 0, "split": "dev"})
     rows, parts = Table(write(tmp_path / "t.csv", records)).load(quiet)
     assert [rows.texts[i] for i in parts.valid] == [r["text"] for r in records[:40:4]]
     assert parts.dropped == 1
+
+
+def test_test_rows_are_neither_trained_on_nor_chosen_by(tmp_path: Path) -> None:
+    """Without a valid split, validation is a part of the others; hidden labels (-1, empty) of test rows are no error."""
+    for name, sides in (("three", ("train", "valid", "test")), ("two", ("train", "Test", "train"))):
+        tests = [{"text": f"a secret question {i}", "kind": -1, "long": "", "split": "test"} for i in range(5)]
+        rest = [{**r, "split": sides[i % 3]} for i, r in enumerate(RECORDS)]
+        job = Gpt2({"data": str(write(tmp_path / f"{name}.csv", [*tests, *rest]))})
+        said: list[str] = []
+        for _ in range(2):  # made, and found in the cache
+            job.prepare(tmp_path / "cache", lambda done, total, text: said.append(text))
+            assert said[-1] == f"{5 + sum(r['split'].lower() == 'test' for r in rest)} test rows are set aside: neither" \
+                " trained on nor chosen by"
+        used = {*texts_of(job.tokens, "train"), *texts_of(job.tokens, "valid")}
+        assert used == {r["text"] for r in rest if r["split"].lower() != "test"}
+        assert job.tokens.label_names == ("kind", "long")
 
 
 def test_groups_stay_together(tmp_path: Path) -> None:
@@ -237,8 +253,8 @@ def changed(number: int, **values: Any) -> list[Record]:
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("t.csv", changed(7, kind="perhaps"), "t.csv: row 7, column 'kind': must be 0 or 1, got 'perhaps'"),
-        ("t.csv", changed(7, text="  "), "t.csv: row 7, column 'text': the text is empty"),
+        ("t.csv", changed(7, kind="perhaps"), "t.csv: row 8, column 'kind': must be 0 or 1, got 'perhaps'"),
+        ("t.csv", changed(7, text="  "), "t.csv: row 8, column 'text': the text is empty"),
         ("t.jsonl", changed(9, text=None), "t.jsonl: row 9, column 'text': a text is needed, but it is missing (NaN)"),
         ("t.jsonl", changed(9, text=5), "t.jsonl: row 9, column 'text': must be a text, got 5"),
         ("t.parquet", changed(3, text=None), "t.parquet: row 3, column 'text': a text is needed"),
@@ -252,16 +268,16 @@ def changed(number: int, **values: Any) -> list[Record]:
         ("t.csv", [dict(r, kind=1) for r in RECORDS], "column 'kind' is 1 in all 36 training rows"),
         ("t.csv", [{"text": f"x {i}", "label": "up"} for i in range(9)], "column 'label' has 1 different values"),
         ("t.csv", [{"text": "x", "kind": i % 2} for i in range(9)], "0 for validation, of 9"),
-        ("t.csv", [dict(r, split="?") for r in RECORDS], "row 1, column 'split': must be one of train, valid"),
+        ("t.csv", [dict(r, split="?") for r in RECORDS], "row 2, column 'split': must be one of train, valid"),
         ("t.csv", "", "t.csv: it has no rows of data"),
         ("t.csv", "text,kind\n", "t.csv: it has no rows of data"),
-        ("t.csv", "text,kind\nhello, world,1\n", "row 1 (line 2) has 3 fields, but the header has 2: text, kind"),
+        ("t.csv", "text,kind\nhello, world,1\n", "row 2 has 3 fields, but the header has 2: text, kind"),
         ("t.csv", 'text,kind\n"never closed,1\n', "line 2 is no valid CSV"),
         ("t.csv", "text,kind,kind\na,1,1\n", "the column name 'kind' occurs twice"),
-        ("t.csv", b"text,kind\ngr\xfc\xdfe,1\n", "it is not UTF-8 text (byte 0xfc)"),
-        ("t.jsonl", '{"text": "a", "kind": 1}\n{"text": \n', "t.jsonl: row 2 is no valid JSON"),
-        ("t.jsonl", "[1, 2]\n", "t.jsonl: row 1 must be an object"),
-        ("t.parquet", b"PAR1 and then nothing", "t.parquet is no readable parquet file"),
+        ("t.csv", b"text,kind\ngr\xfc\xdfe,1\n", "row 2, column 'text': it is not UTF-8 text (byte 0xfc)"),
+        ("t.jsonl", '{"text": "a", "kind": 1}\n{"text": \n', "t.jsonl: row 2: it is no valid JSON"),
+        ("t.jsonl", "[1, 2]\n", "t.jsonl: row 1: it must be an object"),
+        ("t.parquet", b"PAR1 and then nothing", "t.parquet cannot be read as parquet"),
         ("t.txt", "words", "t.txt has no labels; give a table (CSV, JSONL, parquet), or take task=lm"),
         ("t.xlsx", "words", "files of kind '.xlsx' are not read"),
     ],

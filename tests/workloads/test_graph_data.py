@@ -21,7 +21,8 @@ from tuner.contract.errors import WorkloadError
 from tuner.contract.measurement import Outcome
 from tuner.contract.probe import ProbeKind, ProbeLimits, ProbeRequest
 from tuner.probe.runner import SubprocessRunner
-from workloads.graph import sensor_table, watch
+from tuner.readers import table_file
+from workloads.graph import watch
 from workloads.graph.data import Segment, WindowDataset, cut_windows, downsample, held_out_blocks
 from workloads.graph.sensor_table import SensorTable
 from workloads.graph.watch import WatchRecordings
@@ -31,9 +32,9 @@ ROOT = Path(__file__).resolve().parents[2]
 PREPARE = """
 import sys
 from pathlib import Path
-from workloads.graph import sensor_table
+from tuner.readers import table_file
 from workloads.graph.workload import Graph
-sensor_table.ROWS = 50
+table_file.PIECE_ROWS = 50
 Graph({"data": sys.argv[1]}).prepare(Path(sys.argv[2]), lambda *said: print(*said, flush=True))
 """
 
@@ -233,7 +234,7 @@ def test_other_forms_of_the_same_rows_give_the_same_windows(
             part.to_csv(path / f"{number}.csv", index=False)
         (path / "README.txt").write_text("not a table")
     elif kind == "pieces":
-        monkeypatch.setattr(sensor_table, "ROWS", 37)
+        monkeypatch.setattr(table_file, "PIECE_ROWS", 37)
         content.to_csv(path / "walks.csv", index=False)
     else:
         content["time"] = "2024-01-01 00:00"
@@ -346,9 +347,9 @@ def test_wrong_tables_get_one_clear_line(
         (
             "a.csv",
             b"block,label,x,y\np,q,1,2\np,q,1,2,3\n",
-            "a.csv cannot be read as csv: CSV parse error: Row #3: Expected 4 columns, got 5: p,q,1,2,3",
+            "a.csv: row 3 has 5 fields, but the header has 4: block, label, x, y; texts with commas",
         ),
-        ("a.csv", "block,label,x,\u00fc\n".encode("latin-1"), "a.csv is not UTF-8 text"),
+        ("a.csv", "block,label,x,\u00fc\n".encode("latin-1"), "a.csv: row 1, column '\\xfc': it is not UTF-8"),
         ("a.parquet", b"PAR1 no more", "a.parquet cannot be read as parquet"),
         ("a.txt", b"hello", "is no .csv or .parquet file"),
     ],

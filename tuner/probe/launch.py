@@ -64,6 +64,7 @@ def worker_environment(base: Mapping[str, str], cache_dir: Path, threads: int) -
         "HF_HUB_OFFLINE": base.get("HF_HUB_OFFLINE", "1"),
         "PYTORCH_NVML_BASED_CUDA_CHECK": "1",
         "PYTHONUNBUFFERED": "1",
+        "PYTHONIOENCODING": "utf-8:backslashreplace",  # of the log; what a workload prints must not end its run
         "MPLBACKEND": "Agg",
     }
 

@@ -6,7 +6,7 @@ import hashlib
 import os
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from tuner.contract.base import printable
@@ -19,7 +19,7 @@ class Listing:
     """Files of the kinds asked for, by name; how many others lay beside them."""
 
     files: tuple[Path, ...]
-    others: Counter[str]
+    others: Counter[str] = field(default_factory=Counter)
     """Suffix (in lower case; a name where there is none) -> files of it. Hidden files are not counted."""
 
 

@@ -37,6 +37,8 @@ SIZE_BYTES = 4 << 20
 class Docstrings:
     """Functions and methods of the running Python's library that have a docstring."""
 
+    remarks: tuple[str, ...] = ()
+
     def train_count(self) -> int:
         return TRAIN_ROWS
 

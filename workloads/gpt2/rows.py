@@ -28,6 +28,8 @@ class Rows:
     """Rows of one group (a module, an author) stay on one side; empty = the text itself is the group."""
     splits: list[str] = field(default_factory=list)
     """`train`, `valid`, or empty: not said."""
+    aside: int = 0
+    """Test rows of the data, none of them here: thresholds and the best checkpoint are chosen by validation rows."""
 
     def add(self, text: str, labels: tuple[int, ...], group: str = "", split: str = "") -> None:
         self.texts.append(text)
@@ -50,6 +52,11 @@ class Parts:
 
 class Source(Protocol):
     """Where texts come from."""
+
+    @property
+    def remarks(self) -> tuple[str, ...]:
+        """What the user should know of how the data were understood; quick."""
+        ...
 
     def train_count(self) -> int:
         """Training texts; may read the data."""
@@ -84,9 +91,10 @@ def split(rows: Rows, origin: str) -> Parts:
     known = {same_text(rows.texts[index]) for index in train}
     valid = [index for index in sorted(held) if same_text(rows.texts[index]) not in known]
     if not train or not valid:
+        tests = f" ({rows.aside:,} test rows are set aside)" if rows.aside else ""
         raise WorkloadError(
-            f"{origin}: {len(train)} texts are left for training and {len(valid)} for validation, of {len(names)}; both"
-            " need at least one: add rows with other texts, more groups, or a column `split` with train and valid"
+            f"{origin}: {len(train)} texts are left for training and {len(valid)} for validation, of {len(names)}{tests};"
+            " both need at least one: add rows with other texts, more groups, or a column `split` with train and valid"
         )
     return Parts(train, valid, halves([names[index] for index in valid]), len(held) - len(valid))
 

@@ -25,7 +25,7 @@ from tuner.contract.workload import Progress, Split
 from tuner.prepared import ensure, file_digest
 from workloads.gpt2.rows import Rows, Source
 
-CODE_VERSION = 1
+CODE_VERSION = 2
 """Raised whenever the same texts would give other tokens."""
 END = "<|endoftext|>"
 TOKENS_FILE, TOKENIZER_FILE = "tokens.safetensors", "tokenizer.json"
@@ -61,6 +61,8 @@ class Tokens:
     """A `tokenizers.Tokenizer`."""
     end: int
     """Id of the token that ends a text."""
+    aside: int = 0
+    """Test rows of the data, of which nothing is here."""
 
     def part(self, split: Split) -> Texts:
         return self.train if split == "train" else self.valid
@@ -95,7 +97,11 @@ def load_tokens(
         lambda place: _make(place, source, vocabulary, pretrained, progress),
         need_bytes=BYTES_PER_BYTE * source.size_bytes(),
     )
-    return _open(folder)
+    tokens = _open(folder)
+    for remark in (*source.remarks, _set_aside(tokens.aside)):
+        if remark:
+            progress(0, 0, remark)
+    return tokens
 
 
 def tokenizer_files(folder: Path) -> list[Path]:
@@ -124,8 +130,12 @@ def _make(place: Path, source: Source, vocabulary: int, pretrained: Path | None,
     held = sorted(zip(encoded[count:], parts.valid, parts.fold, strict=True), key=lambda item: -len(item[0]))
     made |= _tensors("valid", rows, end, held)
     tokenizer.save(str(place / TOKENIZER_FILE))
-    save_file(made, place / TOKENS_FILE, metadata={"labels": json.dumps(rows.label_names)})
+    save_file(made, place / TOKENS_FILE, metadata={"labels": json.dumps(rows.label_names), "aside": str(rows.aside)})
     progress(len(chosen), len(chosen), f"{len(chosen):,} texts tokenised{_left_out(parts.dropped)}")
+
+
+def _set_aside(aside: int) -> str:
+    return f"{aside:,} test rows are set aside: neither trained on nor chosen by" if aside else ""
 
 
 def _left_out(dropped: int) -> str:
@@ -165,7 +175,7 @@ def _open(folder: Path) -> Tokens:
 
     try:
         with safe_open(folder / TOKENS_FILE, "pt") as file:
-            names = tuple(json.loads(file.metadata()["labels"]))
+            names, aside = tuple(json.loads(file.metadata()["labels"])), int(file.metadata()["aside"])
             texts = [
                 Texts(*(file.get_tensor(f"{name}.{column}") for column in ("ids", "counts", "labels", "fold")))
                 for name in ("train", "valid")
@@ -174,7 +184,7 @@ def _open(folder: Path) -> Tokens:
         raise WorkloadError(f"{folder / TOKENS_FILE} is damaged ({error}); remove {folder} and run again") from None
     tokenizer = Tokenizer.from_file(str(folder / TOKENIZER_FILE))
     end = tokenizer.token_to_id(END)
-    return Tokens(texts[0], texts[1], names, tokenizer, 0 if end is None else int(end))
+    return Tokens(texts[0], texts[1], names, tokenizer, 0 if end is None else int(end), aside)
 
 
 def train_tokenizer(texts: Sequence[str], vocabulary: int) -> Any:

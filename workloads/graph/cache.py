@@ -25,7 +25,7 @@ from workloads.graph.data import Segment, SensorSource, training_rows
 from workloads.graph.masking import measure_need
 
 NAME = "graph"
-GRAPH_VERSION, TABLE_VERSION = 1, 1
+GRAPH_VERSION, TABLE_VERSION = 1, 2
 """Raised whenever the same key would give something else."""
 TENSORS, SEGMENTS = "tensors.safetensors", "segments.json"
 CONSTANT = 1e-8
@@ -76,6 +76,8 @@ def ensure_table(cache_dir: Path, source: SensorSource, about: Mapping[str, Any]
         _write(folder, rows, segments)
 
     key = {"code": TABLE_VERSION, "data": source.digest(), **about}
+    for remark in source.remarks:
+        progress(0, 0, remark)
     folder = prepared.ensure(cache_dir, NAME, "table", key, make, need_bytes=source.need_bytes())
     found = _load(folder)
     listed = json.loads((folder / SEGMENTS).read_text(encoding="utf-8"))

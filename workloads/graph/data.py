@@ -47,6 +47,11 @@ class SensorSource(Protocol):
     """What the classes are, in words."""
 
     @property
+    def remarks(self) -> tuple[str, ...]:
+        """What the user should know of how the data were understood."""
+        ...
+
+    @property
     def channels(self) -> tuple[str, ...]: ...
 
     def segments(self) -> tuple[Segment, ...]:

@@ -30,6 +30,7 @@ class WatchRecordings:
     """140 recordings: each of ten people did each of seven exercises with each arm."""
 
     label_text = "exercise"
+    remarks: tuple[str, ...] = ()
     channels = (
         "acceleration_x",
         "acceleration_y",
