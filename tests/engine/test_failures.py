@@ -47,7 +47,8 @@ def caused(outer: BaseException, cause: BaseException) -> BaseException:
         (NotImplementedError("\"conv\" not implemented for 'Half'"), Outcome.UNSUPPORTED),
         (Unsupported("compile: no"), Outcome.UNSUPPORTED),
         (Diverged("nan"), Outcome.DIVERGED),
-        (WorkloadError("--data: no such folder"), Outcome.CRASHED),
+        (WorkloadError("--data: no such folder"), Outcome.BAD_INPUT),
+        (caused(LoaderFailed("x"), WorkloadError("--data a.png: no picture")), Outcome.BAD_INPUT),
         (ValueError("a bug"), Outcome.CRASHED),
     ],
 )
@@ -116,7 +117,7 @@ def test_an_exploding_rate_is_vetoed() -> None:
 def test_unknown_options_speak_for_themselves() -> None:
     point = toy_config().model_copy(update={"options": {"widht": 3}})
     (reply,) = replies(answer(ProbeKind.COMPUTE, point, workload=Toy))
-    assert reply.outcome is Outcome.CRASHED
+    assert reply.outcome is Outcome.BAD_INPUT
     assert "'widht' is not known" in reply.message
     assert reply.detail == ""
 

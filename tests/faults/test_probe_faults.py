@@ -123,7 +123,7 @@ def test_a_broken_workload_is_told_in_its_own_words(
         if kind is ProbeKind.DESCRIBE:
             asked = asked.model_copy(update={"points": ()})
         (point,) = runner.run(asked).points
-        assert point.outcome is Outcome.CRASHED
+        assert point.outcome is Outcome.BAD_INPUT
         assert message in point.message
         assert detail in point.detail
         assert "importlib" not in point.detail, "the traceback is the user's, not ours"

@@ -293,19 +293,19 @@ def test_changed_data_have_another_digest(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("metadata.jsonl", '{"file_name": "a.png", "text": "x"}\n{oops\n', "metadata.jsonl, line 2: it is no JSON"),
-        ("metadata.jsonl", '["a.png", "x"]\n', "line 1: it is no JSON object but"),
-        ("metadata.jsonl", '{"file_name": "a.png", "caption": "x"}\n', "column 'text' is missing; its columns: "),
-        ("metadata.jsonl", '{"file_name": "a.png", "text": NaN}\n', "line 1, column 'text': a text is needed, got NaN"),
-        ("metadata.jsonl", '{"file_name": "a.png", "text": "  "}\n', "line 1, column 'text': it is empty"),
+        ("metadata.jsonl", '{"file_name": "a.png", "text": "x"}\n{oops\n', "metadata.jsonl: row 2: it is no valid"),
+        ("metadata.jsonl", '["a.png", "x"]\n', "row 1: it must be an object {column: value}, got"),
+        ("metadata.jsonl", '{"file_name": "a.png", "caption": "x"}\n', "it has no column 'text'; its columns are "),
+        ("metadata.jsonl", '{"file_name": "a.png", "text": NaN}\n', "row 1, column 'text': a text is needed, got NaN"),
+        ("metadata.jsonl", '{"file_name": "a.png", "text": "  "}\n', "row 1, column 'text': it is empty"),
         ("metadata.jsonl", '{"file_name": "no.png", "text": "x"}\n', "column 'file_name': "),
         ("metadata.jsonl", '{"file_name": "../a.png", "text": "x"}\n', "below the folder is needed, got '../a.png'"),
-        ("metadata.jsonl", '{"file_name": "a.gif", "text": "x"}\n', "'a.gif' is not one of .png, .jpg, .jpeg"),
-        ("metadata.jsonl", "\n", "has no rows; expected FOLDER/metadata.jsonl"),
+        ("metadata.jsonl", '{"file_name": "a.heic", "text": "x"}\n', "'a.heic' is not one of .png, .jpg, .jpeg"),
+        ("metadata.jsonl", "\n", "it has no rows; expected FOLDER/metadata.jsonl"),
         ("metadata.jsonl", '{"file_name": "a.png", "text": "x"}\n', "at least 2 different prompts"),
-        ("metadata.csv", "file_name,caption\na.png,x\n", "line 1: column 'text' is missing; its columns: file"),
-        ("metadata.csv", "file_name,text\na.png,x\nb.png,\n", "metadata.csv, line 3, column 'text': it is empty"),
-        ("metadata.csv", 'file_name,text\na.png,"x\n', "metadata.csv, from line 1 on: it is no CSV"),
+        ("metadata.csv", "file_name,caption\na.png,x\n", "no column 'text'; its columns are file_name, caption"),
+        ("metadata.csv", "file_name,text\na.png,x\nb.png,\n", "metadata.csv: row 3, column 'text': it is empty"),
+        ("metadata.csv", 'file_name,text\na.png,"x\n', "metadata.csv: line 2 is no valid CSV"),
         ("notes.txt", "", "neither metadata.jsonl nor metadata.csv is in it"),
     ],
 )  # fmt: skip
@@ -327,7 +327,7 @@ def test_other_wrong_folders(tmp_path: Path) -> None:
     (tmp_path / "metadata.jsonl").write_bytes(
         b'{"file_name": "a.png", "text": "x"}\n{"file_name": "b.png", "text": "\xff"}'
     )
-    with pytest.raises(WorkloadError, match=r"metadata.jsonl, line 2: it is not UTF-8"):
+    with pytest.raises(WorkloadError, match=r"metadata.jsonl: row 2, column 'text': it is not UTF-8"):
         ImageFolder(tmp_path)
     picture_folder(tmp_path, [("a.png", "one"), ("b.png", "two")], "metadata.csv")
     with pytest.raises(WorkloadError, match=r"both metadata\.jsonl and metadata\.csv"):
@@ -337,5 +337,5 @@ def test_other_wrong_folders(tmp_path: Path) -> None:
 def test_a_broken_picture_is_named(tmp_path: Path) -> None:
     folder = picture_folder(tmp_path / "data", [("a.png", "one"), ("b.png", "two")])
     (folder / "b.png").write_bytes(b"not a picture")
-    with pytest.raises(WorkloadError, match=r"b.png is no readable picture .*; mend it, or remove its row"):
+    with pytest.raises(WorkloadError, match=r"b.png is no readable picture .*; mend or remove it"):
         prepare(tmp_path / "cache", ImageFolder(folder), 32, TINY.tokens, quiet)

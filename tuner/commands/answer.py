@@ -58,14 +58,29 @@ def condition(space: SearchSpace, quality: QualityConstraint) -> str:
     )
 
 
+class Remarks:
+    """What the reading of the data has to say, each once."""
+
+    def __init__(self, console: Console) -> None:
+        self._console = console
+        self._said: set[str] = set()
+
+    def __call__(self, event: Event) -> None:
+        if isinstance(event, ProgressEvent) and event.is_remark and event.text not in self._said:
+            self._said.add(event.text)
+            self._console.print(f"  data: {event.text}", style="yellow")
+
+
 class Preparing:
-    """Progress of the data preparation: a line at the beginning, the middle and the end of each part."""
+    """Progress of the data preparation: a line at the beginning, the middle and the end of each part; remarks once."""
 
     def __init__(self, console: Console) -> None:
         self._console = console
         self._shown: tuple[str, int] | None = None
+        self._remarks = Remarks(console)
 
     def __call__(self, event: Event) -> None:
+        self._remarks(event)
         if not isinstance(event, ProgressEvent) or not event.total:
             return
         mark = (event.text, 2 * event.done // event.total)

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from tuner.commands import console as speak
 from tuner.commands import setup
+from tuner.commands.answer import Remarks
 from tuner.commands.setup import Job, JobWords
 from tuner.commands.words import seconds
 from tuner.contract.config import RunConfig
@@ -122,6 +123,7 @@ class _Bench:
         self._cache = cache
         self._limits = limits
         self._console = console
+        self._remarks = Remarks(console)
 
     def prepare(self) -> float:
         """Seconds of preparing the data, the process's start not counted. Raises WorkloadError."""
@@ -165,6 +167,7 @@ class _Bench:
         )
 
     def _listen(self, event: Event) -> None:
+        self._remarks(event)
         if isinstance(event, ProgressEvent) and event.total and event.done == event.total:
             self._console.print(f"  prepared: {event.text}", style="dim")
 

@@ -19,6 +19,7 @@ from tuner.commands.words import choice, seconds, size_bytes
 from tuner.contract.config import CompileMode, RunConfig
 from tuner.contract.errors import ConfigError, JobFailed, Stopped
 from tuner.contract.gpu import AUTO, DeviceInfo, GpuProfile, gpu_profile
+from tuner.contract.measurement import Outcome
 from tuner.contract.probe import ProbeRow
 from tuner.contract.result import AaResult, OptimizeResult, SideResult, plain_json
 from tuner.contract.space import Dropped, Knob, SearchSpace, knob_value
@@ -123,12 +124,20 @@ def _run(
         speak.emit_json(plain_json(result))
     answer.tell(console, spec, decision, promised, result)
     if decision.kind == "failed":
+        refuse_bad_input(words.workload, rows)
         raise JobFailed(decision.reason)
     if result.aa is not None and result.aa.false_gain:
         raise JobFailed(
             "--aa: a gain was found where nothing differs; gains found on this machine as it is now are not to be "
             "trusted. Make it quieter, or ask for more pairs (gate: {min_pairs: ...} in the study file)"
         )
+
+
+def refuse_bad_input(workload: str, rows: Sequence[ProbeRow]) -> None:
+    """Raises WorkloadError when what ended the study is in the user's data: nothing was wrong with the search."""
+    last = rows[-1] if rows else None
+    if last is not None and last.outcome is Outcome.BAD_INPUT:
+        raise setup.failed_setup(workload, last.message, "")
 
 
 def check(search: SearchWords) -> None:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from tuner.commands import console as speak
 from tuner.commands import profile, setup
+from tuner.commands.answer import Remarks
 from tuner.commands.encodings import written_down
 from tuner.commands.ranks import spread
 from tuner.commands.setup import Job, JobWords
@@ -66,7 +67,7 @@ def run(words: JobWords, asked: ProbeWords, *, as_json: bool) -> None:
     try:
         job = setup.understand(words, runner)
         config = changed(job.baseline, knobs)
-        setup.prepare(job, words.workload, runner, lambda _: None)
+        setup.prepare(job, words.workload, runner, Remarks(console))
         request = as_request(asked.kind, words, job, config, limits)
         placed = request.model_copy(update={"out_dir": written_down(folder, "--out") if folder else ""})
         reply = runner.run(placed, speak.Warnings(console).listen)
@@ -174,6 +175,8 @@ def answer(reply: ProbeReply, kind: ProbeKind, config: RunConfig, console: Conso
         if kind is not ProbeKind.PROFILE and (kind is not ProbeKind.EQUIVALENCE or name == Figure.RELATIVE_L2):
             console.print(f"  {name:<22}{value:.6g}")
     console.print(f"  took {speak.clock(reply.seconds)}, of it {reply.fixed_s:.2f} s fixed cost", style="dim")
+    if point.outcome is Outcome.BAD_INPUT:
+        raise setup.failed_setup(config.workload, point.message, point.detail)
     if point.outcome is not Outcome.OK:
         raise JobFailed(_failure(point))
     if kind is ProbeKind.EQUIVALENCE:

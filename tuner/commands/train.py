@@ -19,6 +19,7 @@ from tuner.commands.train_verdict import judge, quality, verdict
 from tuner.commands.train_words import TrainWords, check_words
 from tuner.contract.config import RunConfig
 from tuner.contract.errors import ConfigError, JobFailed, Stopped
+from tuner.contract.measurement import Outcome
 from tuner.contract.probe import STOPPED_EARLY, ProbeKind, ProbeLimits, ProbeReply, ProbeRequest, Stage, TrainPlan
 from tuner.contract.production import RunStatus
 from tuner.contract.result import TrainResultJson, plain_json
@@ -161,6 +162,8 @@ def finish(
         point = reply.points[0]
         if point.message == STOPPED_EARLY:
             raise Stopped("stopped before the training had begun; go on with the same command")
+        if point.outcome is Outcome.BAD_INPUT:
+            raise setup.failed_setup(settled.tuned.config.workload, point.message, point.detail)
         further = advice(settled, point, words, out) + (f"\n{point.detail.rstrip()}" if point.detail else "")
         raise JobFailed(f"training ended with {point.outcome.value}: {point.message}{further}")
     if as_json:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
 from tuner.commands import console as speak
+from tuner.commands.answer import Remarks
 from tuner.contract.probe import Event, NoticeEvent, PhaseEvent, ProgressEvent, TrainEvent
 from tuner.contract.tuned import TunedConfig
 
@@ -46,6 +47,7 @@ class RunProgress:
         from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
         self._console = console
+        self._remarks = Remarks(console)
         self._total = total
         self._bar = Progress(
             TextColumn("{task.description}"),
@@ -67,6 +69,7 @@ class RunProgress:
         self._bar.stop()
 
     def listen(self, event: Event) -> None:
+        self._remarks(event)
         if isinstance(event, TrainEvent):
             self._trained(event)
         elif isinstance(event, NoticeEvent):

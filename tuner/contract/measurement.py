@@ -20,6 +20,7 @@ class Outcome(StrEnum):
     UNSUPPORTED = "unsupported"
     COMPILE_ERROR = "compile_error"
     LOADER_ERROR = "loader_error"
+    BAD_INPUT = "bad_input"
     CRASHED = "crashed"
     NO_RESULT = "no_result"
     CONTENDED = "contended"

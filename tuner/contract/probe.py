@@ -188,6 +188,11 @@ class ProgressEvent(Frozen):
     total: int
     text: Words = ""
 
+    @property
+    def is_remark(self) -> bool:
+        """Nothing is counted: something that a person should read once."""
+        return bool(self.text) and self.done == self.total == 0
+
 
 class DescribeEvent(Frozen):
     event: Literal["describe"] = "describe"

@@ -75,6 +75,8 @@ class Trivial(Frozen):
 
 
 class Progress(Protocol):
+    """`(0, 0, text)` is a remark: what the user should know of the data, shown once as a line of its own."""
+
     def __call__(self, done: int, total: int, text: str) -> None: ...
 
 

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 import torch
 
-from tuner.contract.errors import TunerError
+from tuner.contract.errors import TunerError, WorkloadError
 from tuner.contract.measurement import Outcome
 
 DETAIL_CHARS = 6000
@@ -26,6 +26,8 @@ _HOST_OOM = (
     "unable to allocate",
 )
 _COMPILE_MODULES = ("torch._dynamo", "torch._inductor", "torch._functorch", "triton")
+_OF_WORKER = f"{WorkloadError.__module__}.{WorkloadError.__name__}: "
+"""How a loader's worker begins what a reader said."""
 _UNSUPPORTED = ("not supported", "not implemented for", "unsupported", "no kernel image is available")
 
 
@@ -49,6 +51,7 @@ def classify(error: BaseException) -> tuple[Outcome, str]:
         (Outcome.OOM_HOST, next(filter(_is_host_oom, chain), None)),
         (Outcome.UNSUPPORTED, _first(chain, Unsupported)),
         (Outcome.DIVERGED, _first(chain, Diverged)),
+        (Outcome.BAD_INPUT, _first(chain, WorkloadError)),
         (Outcome.LOADER_ERROR, _first(chain, LoaderFailed) or next(filter(_is_loader, chain), None)),
         (Outcome.CRASHED, _first(chain, TunerError)),
         (Outcome.COMPILE_ERROR, next(filter(_is_compile, chain), None)),
@@ -64,7 +67,7 @@ def one_line(error: BaseException) -> str:
     source = _source(error)
     lines = [line.strip() for line in str(source).splitlines() if line.strip()]
     text = next((line for line in reversed(lines) if "Error: " in line), "") if _wrapped_by_worker(lines) else ""
-    text = text or (lines[0] if lines else "")
+    text = text.removeprefix(_OF_WORKER) or (lines[0] if lines else "")
     if isinstance(source, TunerError):
         text = text.removeprefix(f"{type(source).__module__}.{type(source).__qualname__}: ")
     elif not isinstance(source, Unsupported | Diverged):

@@ -38,9 +38,11 @@ def read_picture(path: Path, size: int, *, crop: bool = False, option: str = OPT
 
 
 def refuse_equal(pictures: Sequence[Any] | NDArray[Any], where: str) -> None:
-    """Raises WorkloadError when all of `pictures` (arrays of one shape) are the same: nothing can be learnt of them."""
+    """Raises WorkloadError when all of several `pictures` (arrays of one shape) are the same."""
     first = np.asarray(pictures[0])
-    if any(not np.array_equal(first, np.asarray(pictures[index])) for index in range(1, len(pictures))):
+    if len(pictures) < 2 or any(
+        not np.array_equal(first, np.asarray(pictures[index])) for index in range(1, len(pictures))
+    ):
         return
     of_one_colour = np.ptp(first.reshape(len(first), -1), axis=1).max() == 0
     colour = f", of the one colour {tuple(first.reshape(len(first), -1)[:, 0].tolist())}" if of_one_colour else ""

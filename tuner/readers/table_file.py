@@ -142,9 +142,7 @@ class TableFile:
                         f"{where} has {len(cells)} fields, but the header has {len(self.header)}:"
                         f" {listed(self.header)}; texts with {parted} or line breaks in them need quotes"
                     )
-                yield where, {
-                    name: cell for name, cell in zip(self.header, cells, strict=True) if not is_index(name)
-                }
+                yield where, {name: cell for name, cell in zip(self.header, cells, strict=True) if not is_index(name)}
 
     def _json_rows(self) -> Iterator[tuple[str, dict[str, Any]]]:
         with opened(self.path, self.option) as file:
@@ -203,9 +201,7 @@ class TableFile:
                 return
             wanted = [str(self.header.index(name)) for name in columns]
             places = [str(place) for place in range(len(self.header))]
-            reading = pyarrow.csv.ReadOptions(
-                use_threads=False, column_names=places, skip_rows=1 + self._skipped
-            )
+            reading = pyarrow.csv.ReadOptions(use_threads=False, column_names=places, skip_rows=1 + self._skipped)
             parsing = pyarrow.csv.ParseOptions(delimiter=self.separator, newlines_in_values=True)
             texts = pyarrow.csv.ConvertOptions(
                 include_columns=wanted, column_types=dict.fromkeys(wanted, pyarrow.string())
@@ -279,7 +275,9 @@ class TableFile:
     def _no_number(self, row: int, column: str, value: Any, how_to_choose: str) -> WorkloadError:
         where = f"{self.row_text(row)}, column {column!r}"
         if value is None or value != value:
-            return self.wrong(f"{where}: the value is missing; fill it in or remove the recording: gaps are not guessed")
+            return self.wrong(
+                f"{where}: the value is missing; fill it in or remove the recording: gaps are not guessed"
+            )
         comma = isinstance(value, str) and _NUMBER.fullmatch(value.strip().replace(",", ".", 1)) is not None
         mend = "write it with a decimal point" if comma else "mend it"
         choose = f", or leave the column out by naming those to use: {how_to_choose}" if how_to_choose else ""

@@ -62,6 +62,8 @@ class LatentCache:
 
     def ensure(self, progress: Progress) -> Latents:
         """Load the latents, making first whatever is missing or damaged. Raises WorkloadError: disk, data, folder."""
+        for remark in self._source.remarks:
+            progress(0, 0, remark)
         about: dict[str, Any] = {"code": LATENTS_VERSION, "data": self._source.digest()}
         if not isinstance(self._source, LatentFile):
             vae = {"code": VAE_VERSION, "data": about["data"], "spec": asdict(self._spec), "vae_steps": self._steps}

@@ -12,6 +12,7 @@ import importlib.util
 import io
 import math
 import os
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,12 +22,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from tuner.contract.base import printable
 from tuner.contract.errors import WorkloadError
+from tuner.readers.listing import Listing, folders_in, listed, passed_over, state_digest
+from tuner.readers.pictures import SUFFIXES as PICTURES
+from tuner.readers.pictures import read_picture, refuse_equal
 
 Report = Callable[[int, int], None]
 """(done, total) pictures."""
 
-SUFFIXES = (".jpg", ".jpeg", ".png")
 WATCH_FILE = Path("data/watch_dataset.npy")
 WATCH_SHA256 = "eb122f23cdf06ef6bd6c6c5312958ec5cf9d038e2e6d457b8081662c75a42537"
 """The file in seglearn 1.2.5. It is a pickle, and unpickling runs whatever is in it: only this very file is opened."""
@@ -55,6 +59,11 @@ class PictureSource(Protocol):
     """Where pictures come from. `classes` and `counts` are cheap; only `load` reads the data."""
 
     @property
+    def remarks(self) -> tuple[str, ...]:
+        """What the user should know of how the data were understood."""
+        ...
+
+    @property
     def classes(self) -> tuple[str, ...]: ...
 
     @property
@@ -81,6 +90,7 @@ class Window:
 class WatchRecordings:
     """Ten people, seven shoulder exercises, both arms: 140 recordings at 50 Hz."""
 
+    remarks: tuple[str, ...] = ()
     classes = tuple(f"person_{number:02d}" for number in range(1, PEOPLE + 1))
     counts = (PEOPLE * TRAIN_WINDOWS, PEOPLE * VALID_WINDOWS)
 
@@ -210,7 +220,7 @@ def _taper_basis(size: int) -> Tensor:
 
 
 class ClassFolders:
-    """`FOLDER/NAME/*.jpg|png`: one class a subfolder, classes in sorted order.
+    """`FOLDER/NAME/*.jpg|png|...`: one class a subfolder, classes in sorted order.
 
     The last tenth of each class by file name is held out (at least one picture): neighbours in name are often cut
     from one recording, so a random choice would leak.
@@ -218,8 +228,15 @@ class ClassFolders:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self.files = _class_files(folder)
+        found = _class_listings(folder)
+        self.files = {name: listing.files for name, listing in found.items()}
         self.classes = tuple(self.files)
+        self._others = sum((listing.others for listing in found.values()), Counter[str]())
+
+    @property
+    def remarks(self) -> tuple[str, ...]:
+        left = passed_over(self._others, PICTURES)
+        return (left,) if left else ()
 
     @property
     def counts(self) -> tuple[int, int]:
@@ -227,13 +244,7 @@ class ClassFolders:
         return sum(len(files) for files in self.files.values()) - held, held
 
     def digest(self) -> str:
-        """Of names, sizes and change times: each probe asks, so the pictures themselves are not read."""
-        state = hashlib.sha256()
-        for files in self.files.values():
-            for file in files:
-                about = file.stat()
-                state.update(f"{file.parent.name}/{file.name}\0{about.st_size}\0{about.st_mtime_ns}\n".encode())
-        return state.hexdigest()
+        return state_digest(self.folder, [file for files in self.files.values() for file in files])
 
     def load(self, size: int, report: Report) -> Labelled:
         total = sum(self.counts)
@@ -243,11 +254,13 @@ class ClassFolders:
         held: list[bool] = []
         for label, files in enumerate(self.files.values()):
             for position, file in enumerate(files):
-                pictures[len(labels)] = _read_picture(file, size)
+                # scaled whole, not cropped: both axes of a spectrogram carry meaning
+                pictures[len(labels)] = torch.from_numpy(read_picture(file, size).copy())
                 labels.append(label)
                 held.append(position >= len(files) - held_out(len(files)))
                 report(len(labels), total)
         number, is_held = torch.tensor(labels), torch.tensor(held)
+        refuse_equal(pictures[~is_held].numpy(), f"--data {printable(self.folder)}")
         return Labelled(pictures[~is_held], number[~is_held], pictures[is_held], number[is_held])
 
     def _refuse_too_many(self, total: int, size: int) -> None:
@@ -260,42 +273,26 @@ class ClassFolders:
             )
 
 
-def _class_files(folder: Path) -> dict[str, list[Path]]:
+def _class_listings(folder: Path) -> dict[str, Listing]:
     layout = "expected class folders with pictures in them: NAME/*.jpg or NAME/*.png"
     if not folder.is_dir():
         why = "is not a folder" if folder.exists() else "does not exist"
-        raise WorkloadError(f"--data {folder} {why}; {layout}")
-    try:
-        folders = sorted(item for item in folder.iterdir() if item.is_dir() and not item.name.startswith("."))
-        found = {item.name: _picture_files(item) for item in folders}
-    except OSError as error:
-        raise WorkloadError(f"--data {error.filename or folder} cannot be read: {error.strerror}") from None
+        raise WorkloadError(f"--data {printable(folder)} {why}; {layout}")
+    found = {item.name: listed(item, PICTURES) for item in folders_in(folder)}
     if len(found) < 2:
-        raise WorkloadError(f"--data {folder}: at least 2 classes are needed, but got {len(found)}; {layout}")
-    for name, files in found.items():
-        if len(files) < 2:
+        raise WorkloadError(
+            f"--data {printable(folder)}: at least 2 classes are needed, but got {len(found)}; {layout}"
+        )
+    for name, listing in found.items():
+        if len(listing.files) < 2:
+            left = passed_over(listing.others, PICTURES)
             raise WorkloadError(
-                f"--data {folder / name}: a class needs at least 2 pictures, but got {len(files)}; {layout}"
+                f"--data {printable(folder / name)}: a class needs at least 2 pictures, but got {len(listing.files)}"
+                f"{f' ({left})' if left else ''}; {layout}"
             )
     return found
-
-
-def _picture_files(folder: Path) -> list[Path]:
-    return sorted(file for file in folder.iterdir() if file.suffix.lower() in SUFFIXES and file.is_file())
 
 
 def held_out(count: int) -> int:
     """How many of a class's `count` pictures are for validation."""
     return max(1, round(count * VALID_SHARE))
-
-
-def _read_picture(file: Path, size: int) -> Tensor:
-    """uint8 [3, size, size]. The whole picture is scaled, not cropped: both axes of a spectrogram carry meaning."""
-    from PIL import Image
-
-    try:
-        with Image.open(file) as picture:
-            scaled = picture.convert("RGB").resize((size, size), Image.Resampling.BICUBIC)
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise WorkloadError(f"--data: {file} is no readable picture ({error}); mend or remove it") from None
-    return torch.from_numpy(np.array(scaled)).permute(2, 0, 1)

@@ -5,7 +5,6 @@ Nothing is unpickled: an npz with Python objects in it is refused.
 
 from __future__ import annotations
 
-import hashlib
 import zipfile
 import zlib
 from collections.abc import Callable
@@ -19,6 +18,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from tuner.contract.errors import WorkloadError
+from tuner.readers.listing import state_digest
 from workloads.latent_cfg.data import Labelled, held_out
 
 SUFFIXES = (".safetensors", ".npz")
@@ -37,6 +37,8 @@ class LatentFile:
     The last tenth of each class's rows is held out (at least one row), as with class folders: neighbours are often cut
     from one recording, so a random choice would leak.
     """
+
+    remarks: tuple[str, ...] = ()
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -60,9 +62,7 @@ class LatentFile:
         return len(self._is_held) - held, held
 
     def digest(self) -> str:
-        """Of name, size and change time: each probe asks, so the latents themselves are not read."""
-        about = self.path.stat()
-        return hashlib.sha256(f"{self.path.name}\0{about.st_size}\0{about.st_mtime_ns}".encode()).hexdigest()
+        return state_digest(self.path.parent, [self.path])
 
     def load(self) -> Labelled:
         """Latents as the file has them, float32. Raises WorkloadError naming the first value that is not finite."""
@@ -75,6 +75,8 @@ class LatentFile:
             row, channel, y, x = broken[0].tolist()
             value = latents[row, channel, y, x].item()
             raise self._wrong(f"'latents' row {row}, channel {channel}, place ({y}, {x}) is {value}; mend or remove it")
+        if bool((latents == latents[0]).all()):
+            raise self._wrong("all 'latents' are the same, so nothing can be learnt of them")
         numbers, held = torch.searchsorted(self._values, self._labels), self._is_held
         return Labelled(latents[~held], numbers[~held], latents[held], numbers[held])
 

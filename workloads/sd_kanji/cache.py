@@ -15,6 +15,7 @@ from torch.utils.data import Dataset
 from tuner.contract.errors import WorkloadError
 from tuner.contract.workload import Progress, Split
 from tuner.prepared import ensure
+from tuner.readers.pictures import refuse_equal
 from workloads.sd_kanji.data import Item, Source
 from workloads.sd_kanji.tokens import PromptTokenizer, TokenSpec
 
@@ -64,6 +65,8 @@ class PromptPictures(Dataset[Mapping[str, Tensor]]):
 
 def prepare(cache_dir: Path, source: Source, size: int, spec: TokenSpec, progress: Progress) -> Prepared:
     """Load everything, making first what is missing. Raises WorkloadError: data, disk, folder."""
+    for remark in source.remarks:
+        progress(0, 0, remark)
     about = {"code": CODE_VERSION, "data": source.digest()}
     count = sum(source.counts)
     pictures = ensure(
@@ -102,6 +105,8 @@ def _make_pictures(folder: Path, source: Source, size: int, progress: Progress) 
             if done % _REPORT_EVERY == 0 or done == total:
                 progress(done, total, f"pictures {size} px")
         into.flush()
+        if split == "train":
+            refuse_equal(into, "--data")
         np.save(folder / f"mean-{split}.npy", (sums / len(items)).astype(np.float32))
 
 

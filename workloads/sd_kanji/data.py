@@ -53,6 +53,11 @@ class Source(Protocol):
     """Where pictures come from. All but `picture` is cheap."""
 
     @property
+    def remarks(self) -> tuple[str, ...]:
+        """What the user should know of how the data were understood."""
+        ...
+
+    @property
     def channels(self) -> int:
         """1 = greys, 3 = red, green, blue."""
         ...
@@ -74,6 +79,7 @@ class Source(Protocol):
 class Kanji:
     """6,412 kanji that have both strokes in KanjiVG and an English meaning in KANJIDIC2."""
 
+    remarks: tuple[str, ...] = ()
     channels = 1
     counts = (TRAIN_COUNT, VALID_COUNT)
 
