@@ -145,11 +145,14 @@ class TableFile:
                 yield where, {name: cell for name, cell in zip(self.header, cells, strict=True) if not is_index(name)}
 
     def _json_rows(self) -> Iterator[tuple[str, dict[str, Any]]]:
+        for where, values in self._json_objects():
+            yield where, {name: value for name, value in values.items() if not is_index(name)}
+
+    def _json_objects(self) -> Iterator[tuple[str, dict[str, Any]]]:
         with opened(self.path, self.option) as file:
             for number, line in enumerate(file, start=1):
                 if line.strip():
-                    values = self._json_object(f"row {number}", line)
-                    yield f"row {number}", {name: value for name, value in values.items() if not is_index(name)}
+                    yield f"row {number}", self._json_object(f"row {number}", line)
 
     def _json_object(self, where: str, line: str) -> dict[str, Any]:
         try:
@@ -305,7 +308,7 @@ class TableFile:
             with self._readable():
                 return tuple(pyarrow.parquet.read_schema(self.path).names)
         if self.kind == JSONL:
-            return tuple(next(self._json_rows(), ("", {}))[1])
+            return tuple(next(self._json_objects(), ("", {}))[1])
         self.separator = self._found_separator()
         with self._csv_reader() as reader:
             header = tuple(name.strip() for name in next(reader, []))

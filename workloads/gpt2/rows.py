@@ -94,8 +94,8 @@ def split(rows: Rows, origin: str) -> Parts:
         tests = f" ({rows.aside:,} test rows are set aside)" if rows.aside else ""
         raise WorkloadError(
             f"{origin}: {len(train)} texts are left for training and {len(valid)} for validation, of {len(names)}"
-            f"{tests}; both need at least one: add rows with other texts, more groups, or a column `split` with train and"
-            " valid"
+            f"{tests}; both need at least one: add rows with other texts, more groups, or a column `split` with train"
+            " and valid"
         )
     return Parts(train, valid, halves([names[index] for index in valid]), len(held) - len(valid))
 
