@@ -71,7 +71,7 @@ def test_other_modes_and_the_crop(tmp_path: Path) -> None:
     ("values", "why"),
     [(np.full((4, 4), 1 << 20, np.int32), "32 bit"), (np.zeros((4, 4), np.float32), "floating-point numbers")],
 )
-def test_deeper_pixels_are_refused(tmp_path: Path, values: np.ndarray, why: str) -> None:  # type: ignore[type-arg]
+def test_deeper_pixels_are_refused(tmp_path: Path, values: np.ndarray, why: str) -> None:
     Image.fromarray(values).save(tmp_path / "a.tif")
     with pytest.raises(WorkloadError, match=rf"a\.tif is no readable picture \(its pixels .*{why}.*\); mend or"):
         read_picture(tmp_path / "a.tif", 4)
