@@ -26,8 +26,6 @@ _HOST_OOM = (
     "unable to allocate",
 )
 _COMPILE_MODULES = ("torch._dynamo", "torch._inductor", "torch._functorch", "triton")
-_OF_WORKER = f"{WorkloadError.__module__}.{WorkloadError.__name__}: "
-"""How a loader's worker begins what a reader said."""
 _UNSUPPORTED = ("not supported", "not implemented for", "unsupported", "no kernel image is available")
 
 
@@ -67,7 +65,7 @@ def one_line(error: BaseException) -> str:
     source = _source(error)
     lines = [line.strip() for line in str(source).splitlines() if line.strip()]
     text = next((line for line in reversed(lines) if "Error: " in line), "") if _wrapped_by_worker(lines) else ""
-    text = text.removeprefix(_OF_WORKER) or (lines[0] if lines else "")
+    text = text or (lines[0] if lines else "")
     if isinstance(source, TunerError):
         text = text.removeprefix(f"{type(source).__module__}.{type(source).__qualname__}: ")
     elif not isinstance(source, Unsupported | Diverged):
