@@ -15,6 +15,7 @@ from benchmarks.gpu_fault_jobs import Hungry, Spins
 from tuner.contract.config import RunConfig
 from tuner.contract.measurement import Outcome
 from tuner.contract.probe import PointReply, ProbeKind, ProbeLimits, ProbeReply, ProbeRequest
+from tuner.contract.trust import ANY_CODE
 from tuner.probe.device_memory import SLACK_BYTES, NvmlMemory
 from tuner.probe.runner import SubprocessRunner
 
@@ -60,7 +61,7 @@ def faults(check: Check) -> Finding:
     cache = check.work / "faults"
     memory = NvmlMemory()
     seen: list[Seen] = []
-    with SubprocessRunner(cache, log_dir=cache / "logs", grace_s=0.5) as runner:
+    with SubprocessRunner(cache, log_dir=cache / "logs", grace_s=0.5, trust=ANY_CODE) as runner:
         runner.run(plain_probe(check))  # the host process starts, the driver loads: not part of any fault
         for case in cases(check):
             if check.clock.turn_s <= 0:

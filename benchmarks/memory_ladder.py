@@ -19,6 +19,7 @@ from tuner.commands.setup import Job, JobWords
 from tuner.contract.config import RunConfig
 from tuner.contract.measurement import MemoryPeak
 from tuner.contract.probe import PointReply, ProbeKind, ProbeLimits, ProbeRequest
+from tuner.contract.trust import ANY_CODE
 from tuner.probe.runner import SubprocessRunner
 
 FILE = Path(__file__).resolve().parent / "grids" / "memory.jsonl.gz"
@@ -70,7 +71,7 @@ def read_cells(file: Path) -> list[Cell]:
 
 def record(workload: str, file: Path) -> None:
     """Measure what is missing of one workload's ladder, and add it to `file`."""
-    runner = setup.make_runner("forkserver")
+    runner = setup.make_runner("forkserver", ANY_CODE)
     try:
         job = setup.understand(JobWords(workload, preset="tiny"), runner)
         setup.prepare(job, workload, runner, lambda _: None)

@@ -28,7 +28,7 @@ REQUIRED = {
 }
 """Methods every workload has, with what they look like."""
 
-_MODULE_CLASS = re.compile(r"[A-Za-z_][A-Za-z0-9_.]*:[A-Za-z_][A-Za-z0-9_.]*")
+_MODULE_CLASS = re.compile(r"[A-Za-z_][A-Za-z0-9_.]{0,127}:[A-Za-z_][A-Za-z0-9_.]{0,127}")
 
 
 class WorkloadImportError(WorkloadError):
@@ -48,7 +48,10 @@ def check_name(name: str) -> None:
     """Raises WorkloadError when `name` is neither registered nor of the form `module:Class`. Imports nothing."""
     if ":" in name:
         if not _MODULE_CLASS.fullmatch(name):
-            raise WorkloadError(f"--workload: {name!r} is not of the form `module:Class`, e.g. mypackage.jobs:MyJob")
+            raise WorkloadError(
+                f"--workload: {name[:300]!r} is not of the form `module:Class` (at most 128 letters each), "
+                "e.g. mypackage.jobs:MyJob"
+            )
         return
     known = [entry.name for entry in known_workloads()]
     if name in known:
@@ -57,20 +60,26 @@ def check_name(name: str) -> None:
     hint = f" (did you mean {near[0]!r}?)" if near else ""
     listing = ", ".join(known) or "none installed"
     raise WorkloadError(
-        f"--workload: unknown workload {name!r}{hint}; known: {listing}. Your own is given as `module:Class`"
+        f"--workload: unknown workload {name[:300]!r}{hint}; known: {listing}. Your own is given as `module:Class`"
     )
+
+
+def target(name: str) -> str:
+    """The `module:Class` behind `name`; `name` itself where it is not registered."""
+    return next((entry.value for entry in known_workloads() if entry.name == name), name)
 
 
 def load(name: str) -> type[Any]:
     """Import the workload class called `name`; worker side only, as this runs the user's code.
 
-    The current directory is importable, as with `python -m`. Raises WorkloadError for an unknown name,
-    WorkloadImportError (with the user's traceback) when the import fails or what it names is no workload.
+    For `module:Class` the current directory is importable, as with `python -m`; a registered one comes from an
+    installed package, and nothing that lies in the current directory can take its place. Raises WorkloadError for an
+    unknown name, WorkloadImportError (with the user's traceback) when the import fails or what it names is no workload.
     """
     check_name(name)
-    target = name if ":" in name else next(entry.value for entry in known_workloads() if entry.name == name)
-    module_name, _, attribute = target.partition(":")
-    _make_importable(Path.cwd())
+    module_name, _, attribute = target(name).partition(":")
+    if ":" in name:
+        _make_importable(Path.cwd())
     try:
         found: Any = importlib.import_module(module_name)
     except (Exception, SystemExit) as error:
@@ -96,7 +105,7 @@ def _checked(name: str, found: Any) -> type[Any]:
 
 def _make_importable(folder: Path) -> None:
     if str(folder) not in sys.path and "" not in sys.path:
-        sys.path.append(str(folder))
+        sys.path.insert(0, str(folder))
 
 
 def _classes_of(module: Any) -> str:

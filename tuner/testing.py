@@ -26,6 +26,7 @@ from tuner.contract.equivalence import Cause, Figure, causes, equivalent
 from tuner.contract.measurement import Outcome
 from tuner.contract.probe import PointReply, ProbeKind, ProbeLimits, ProbeRequest
 from tuner.contract.statistics import throughput
+from tuner.contract.trust import Trust
 from tuner.contract.workload import Term, Trivial, WorkloadInfo
 from tuner.engine.loader import Collate, tensors_of, valid_batches
 from tuner.engine.terms import terms_of
@@ -58,7 +59,7 @@ class WorkloadContract:
     @pytest.fixture(scope="class")
     @classmethod
     def runner(cls, cache_dir: Path) -> Iterator[SubprocessRunner]:
-        with SubprocessRunner(cache_dir, log_dir=cache_dir / "logs") as runner:
+        with SubprocessRunner(cache_dir, log_dir=cache_dir / "logs", trust=Trust.of(cls.workload)) as runner:
             reply = runner.run(cls._request(ProbeKind.PREPARE, cache_dir))
             failed = [f"{point.message}\n{point.detail}" for point in reply.points if point.outcome is not Outcome.OK]
             assert not failed, "\n".join(failed)

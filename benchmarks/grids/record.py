@@ -33,6 +33,7 @@ from tuner.contract.measurement import Measurement
 from tuner.contract.probe import Event, ProbeKind, ProbeRequest, ProbeRow, ProbeRunner, Stage
 from tuner.contract.space import Knob, grid
 from tuner.contract.study import MEMORY_MARGIN, LrSpec, StudyFile, StudySpec
+from tuner.contract.trust import ANY_CODE
 from tuner.probe.recording import ANCHOR, UNCAPPED, GridHeader, Recorded, Writer, read
 from tuner.search.history import History
 from tuner.search.offline import rows_of
@@ -62,7 +63,7 @@ class Task:
 def main() -> None:
     words = parse()
     os.environ["TORCHINDUCTOR_CACHE_DIR"] = tempfile.mkdtemp(prefix="tuner-grid-inductor-")
-    runner = setup.make_runner("forkserver")
+    runner = setup.make_runner("forkserver", ANY_CODE)
     try:
         record(words, runner)
     except KeyboardInterrupt:

@@ -12,6 +12,7 @@ from benchmarks.chaos_train import Tally, attack, text_of
 from tests.engine.engine_toys import answer, toy_config
 from tuner.contract.config import Cadence
 from tuner.contract.probe import ProbeKind, ProbeRequest, TrainPlan
+from tuner.contract.trust import ANY_CODE
 from tuner.engine import judging
 from tuner.probe.runner import SubprocessRunner
 
@@ -23,7 +24,7 @@ def test_killed_again_and_again_a_run_ends_as_if_nobody_had_touched_it(
 ) -> None:
     monkeypatch.setenv("TUNER_CACHE", str(tmp_path / "cache"))
     tally, chance = Tally(TOY, steps=40), random.Random()
-    with SubprocessRunner(tmp_path / "cache", log_dir=tmp_path / "idle") as idle:
+    with SubprocessRunner(tmp_path / "cache", log_dir=tmp_path / "idle", trust=ANY_CODE) as idle:
         idle.run(ProbeRequest(id="idle", kind=ProbeKind.DESCRIBE, workload=TOY, device="cpu"))  # not to be taken for it
         for _ in attack(tally, tmp_path, kills=4, flips=30, chance=chance, background=chance.random() < 0.5):
             pass

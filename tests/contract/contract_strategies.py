@@ -148,7 +148,7 @@ spaces = st.builds(
     fused=st.lists(st.booleans(), max_size=2).map(tuple),
     lr=st.lists(st.floats(1e-9, 1), max_size=3).map(tuple),
 )
-tuned = st.builds(
+_tuned = st.builds(
     TunedConfig,
     config=configs,
     promise=st.one_of(
@@ -164,5 +164,12 @@ tuned = st.builds(
         ),
     ),
     provenance=st.none(),
-    runner_ups=st.lists(configs, max_size=1).map(tuple),
+    runner_ups=st.just(()),
+)
+tuned = st.tuples(_tuned, st.lists(configs, max_size=1)).map(
+    lambda drawn: drawn[0].model_copy(
+        update={
+            "runner_ups": tuple(config.model_copy(update={"workload": drawn[0].config.workload}) for config in drawn[1])
+        }
+    )
 )

@@ -26,6 +26,7 @@ from tuner.contract.probe import (
     TrainEvent,
     TrainPlan,
 )
+from tuner.contract.trust import ANY_CODE
 from tuner.engine.checkpoint import Checkpointer
 from tuner.engine.loader import BucketedOrder, SampleOrder, StreamSampler
 from tuner.probe.runner import SubprocessRunner
@@ -40,7 +41,7 @@ STEP = 32
 @pytest.fixture(scope="module")
 def runner(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SubprocessRunner]:
     base = tmp_path_factory.mktemp("ranks")
-    with SubprocessRunner(base / "cache", log_dir=base / "logs") as made:
+    with SubprocessRunner(base / "cache", log_dir=base / "logs", trust=ANY_CODE) as made:
         yield made
 
 

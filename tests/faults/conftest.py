@@ -7,13 +7,14 @@ from pathlib import Path
 
 import pytest
 
+from tuner.contract.trust import ANY_CODE
 from tuner.probe.runner import SubprocessRunner
 
 
 @pytest.fixture(scope="session")
 def shared_runner(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SubprocessRunner]:
     base = tmp_path_factory.mktemp("runner")
-    with SubprocessRunner(base / "cache", log_dir=base / "logs", grace_s=0.5) as runner:
+    with SubprocessRunner(base / "cache", log_dir=base / "logs", grace_s=0.5, trust=ANY_CODE) as runner:
         yield runner
 
 

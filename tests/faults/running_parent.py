@@ -7,13 +7,14 @@ from pathlib import Path
 
 from tuner.contract.base import parse_json
 from tuner.contract.probe import ProbeRequest
+from tuner.contract.trust import ANY_CODE
 from tuner.probe.runner import SubprocessRunner
 
 
 def main() -> int:
     request = parse_json(ProbeRequest, Path(sys.argv[1]).read_text(encoding="utf-8"))
     base = Path(sys.argv[2])
-    runner = SubprocessRunner(base / "cache", log_dir=base / "logs", isolation=sys.argv[3])  # type: ignore[arg-type]
+    runner = SubprocessRunner(base / "cache", log_dir=base / "logs", isolation=sys.argv[3], trust=ANY_CODE)  # type: ignore[arg-type]
     try:
         reply = runner.run(request)
     except KeyboardInterrupt:

@@ -9,6 +9,7 @@ import pytest
 from tests.faults.fault_probes import alive, eventually, pids, request, struck
 from tuner.contract.measurement import Outcome
 from tuner.contract.probe import Event, NoticeEvent, ProbeKind
+from tuner.contract.trust import ANY_CODE
 from tuner.probe.runner import SubprocessRunner
 
 
@@ -135,7 +136,7 @@ def test_a_broken_workload_is_told_in_its_own_words(
 )
 def test_what_cannot_be_forked_safely_is_not_forked(tmp_path: Path, workload: str, says: str) -> None:
     said: list[str] = []
-    with SubprocessRunner(tmp_path / "cache", log_dir=tmp_path / "logs") as runner:
+    with SubprocessRunner(tmp_path / "cache", log_dir=tmp_path / "logs", trust=ANY_CODE) as runner:
         reply = runner.run(request(workload), lambda event: _note(event, said))
         assert runner.isolation == "fresh"
     assert reply.points[0].outcome is Outcome.OK
@@ -145,7 +146,7 @@ def test_what_cannot_be_forked_safely_is_not_forked(tmp_path: Path, workload: st
 
 def test_a_missing_preload_is_said(tmp_path: Path) -> None:
     said: list[str] = []
-    with SubprocessRunner(tmp_path / "cache", log_dir=tmp_path / "logs") as runner:
+    with SubprocessRunner(tmp_path / "cache", log_dir=tmp_path / "logs", trust=ANY_CODE) as runner:
         asked = request("tests.faulty:WantsMissingModule")
         reply = runner.run(asked, lambda event: _note(event, said))
         assert runner.isolation == "forkserver"
@@ -154,7 +155,7 @@ def test_a_missing_preload_is_said(tmp_path: Path) -> None:
 
 
 def test_orphans_of_a_fresh_interpreter_are_ended_too(tmp_path: Path, ledger: Path) -> None:
-    with SubprocessRunner(tmp_path / "cache", isolation="fresh", log_dir=tmp_path / "logs") as runner:
+    with SubprocessRunner(tmp_path / "cache", isolation="fresh", log_dir=tmp_path / "logs", trust=ANY_CODE) as runner:
         reply = runner.run(request("tests.faulty:ForksOrphans", ledger))
     assert struck(ledger) == 3
     assert reply.points[0].outcome is Outcome.OK

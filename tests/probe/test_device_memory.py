@@ -9,6 +9,7 @@ import pytest
 from tuner.contract.config import OptimizerConfig, RunConfig
 from tuner.contract.measurement import Outcome
 from tuner.contract.probe import ProbeKind, ProbeRequest
+from tuner.contract.trust import ANY_CODE
 from tuner.probe.device_memory import SLACK_BYTES, CleanDevice, NvmlMemory
 from tuner.probe.runner import SubprocessRunner
 
@@ -56,7 +57,9 @@ def test_a_dirty_gpu_is_not_measured_on(tmp_path: Path, device: str) -> None:
     asked = ProbeRequest(id="r", kind=ProbeKind.COMPUTE, workload="tests.none:X", points=(config, config))
     asked = asked.model_copy(update={"device": device})
     memory = MockGpuMemory(1 * GIB, 9 * GIB)
-    with SubprocessRunner(tmp_path, log_dir=tmp_path, device_memory=memory, settle_s=0.1, isolation="fresh") as runner:
+    with SubprocessRunner(
+        tmp_path, log_dir=tmp_path, device_memory=memory, settle_s=0.1, isolation="fresh", trust=ANY_CODE
+    ) as runner:
         first = runner.run(asked.model_copy(update={"device": "auto"}))
         second = runner.run(asked)
         again = runner.run(asked)

@@ -13,6 +13,7 @@ import pytest
 from tuner.contract.config import OptimizerConfig, RunConfig
 from tuner.contract.measurement import Outcome
 from tuner.contract.probe import EVENT, Event, Finished, PhaseEvent, PointReply, ProbeKind, ProbeLimits, ProbeRequest
+from tuner.contract.trust import ANY_CODE
 from tuner.probe.launch import usable_cores, worker_environment
 from tuner.probe.runner import SubprocessRunner
 
@@ -96,7 +97,7 @@ def test_a_worker_gets_what_measuring_needs(tmp_path: Path) -> None:
 def test_every_probe_starts_the_same(tmp_path: Path, isolation: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PGPASSWORD", "canary")
     told: list[dict[str, object]] = []
-    with SubprocessRunner(tmp_path / "cache", isolation=isolation, log_dir=tmp_path / "logs") as runner:  # type: ignore[arg-type]
+    with SubprocessRunner(tmp_path / "cache", isolation=isolation, log_dir=tmp_path / "logs", trust=ANY_CODE) as runner:  # type: ignore[arg-type]
         for threads, seed in ((1, 7), (0, 7), (2, 8))[: 3 if isolation == "forkserver" else 2]:
             out = tmp_path / f"{threads}-{seed}.json"
             reply = runner.run(request(TELLS, threads=threads, seed=seed, out=str(out)))
@@ -115,7 +116,7 @@ def test_every_probe_starts_the_same(tmp_path: Path, isolation: str, monkeypatch
 
 
 def test_a_request_and_its_log_lie_beside_each_other(tmp_path: Path) -> None:
-    with SubprocessRunner(tmp_path / "cache", isolation="fresh", log_dir=tmp_path / "logs") as runner:
+    with SubprocessRunner(tmp_path / "cache", isolation="fresh", log_dir=tmp_path / "logs", trust=ANY_CODE) as runner:
         runner.run(request("tests.no_such_module:X").model_copy(update={"id": "../../evil id"}))
     names = sorted(path.suffix for path in (tmp_path / "logs").iterdir() if not path.name.startswith("host"))
     assert names == [".json", ".log"]

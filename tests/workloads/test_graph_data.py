@@ -20,6 +20,7 @@ from tuner.contract.config import Cadence, RunConfig
 from tuner.contract.errors import WorkloadError
 from tuner.contract.measurement import Outcome
 from tuner.contract.probe import ProbeKind, ProbeLimits, ProbeRequest
+from tuner.contract.trust import ANY_CODE
 from tuner.probe.runner import SubprocessRunner
 from tuner.readers import table_file
 from workloads.graph import watch
@@ -187,7 +188,7 @@ def test_a_table_from_file_to_a_trained_model(table: Path) -> None:
     info = job.info()
     assert info.train_samples == len(job.dataset("train"))  # type: ignore[arg-type]
     assert job.model()(torch.zeros(1, 64, 3), torch.zeros(1, 3, dtype=torch.bool))[0].shape == (1, 2)
-    with SubprocessRunner(table.parent / "cache", log_dir=table.parent / "logs") as runner:
+    with SubprocessRunner(table.parent / "cache", log_dir=table.parent / "logs", trust=ANY_CODE) as runner:
         config: RunConfig = info.baseline.model_copy(update={"horizon_samples": 160, "cadence": Cadence()})
         request = ProbeRequest(
             id="own-table",

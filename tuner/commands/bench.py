@@ -21,6 +21,7 @@ from tuner.contract.measurement import Outcome
 from tuner.contract.probe import Event, PointReply, ProbeKind, ProbeLimits, ProbeRequest, ProgressEvent
 from tuner.contract.result import BenchResult, InferenceResult, InferenceSpeed, TrainingSpeed, plain_json
 from tuner.contract.statistics import throughput
+from tuner.contract.trust import Trust
 from tuner.prepared import size_of
 
 if TYPE_CHECKING:
@@ -45,7 +46,7 @@ def run(words: JobWords, micro_batch: str | None, measure: str, out: Path | None
     folder = out or Path("runs") / f"bench-{name}"
     _make_folder(folder)
     console = speak.make_console(as_json=as_json)
-    runner = setup.make_runner(words.isolation)
+    runner = setup.make_runner(words.isolation, Trust.of(words.workload))
     try:
         with tempfile.TemporaryDirectory(prefix="tuner-bench-") as cache:
             job = setup.understand(words, runner)

@@ -24,6 +24,7 @@ from tuner.contract.probe import ProbeRow
 from tuner.contract.result import AaResult, OptimizeResult, SideResult, plain_json
 from tuner.contract.space import Dropped, Knob, SearchSpace, knob_value
 from tuner.contract.study import MEMORY_MARGIN, PARETO_SUFFIX, LrSpec, Objective, SamplerName, StudySpec
+from tuner.contract.trust import Trust
 from tuner.contract.tuned import Decision, Promise, Side
 from tuner.export.tuned import origin, tuned_config, write
 
@@ -82,7 +83,7 @@ def run(words: JobWords, search: SearchWords, *, as_json: bool) -> None:
     console = speak.make_console(as_json=as_json)
     signal.signal(signal.SIGTERM, _stopped)
     timing = Timing()
-    runner = setup.make_runner(words.isolation)
+    runner = setup.make_runner(words.isolation, Trust.of(words.workload))
     try:
         _run(words, search, runner, console, timing, as_json=as_json)
     except KeyboardInterrupt:

@@ -23,6 +23,7 @@ from tuner.contract.probe import PointReply, ProbeKind, ProbeLimits, ProbeReply,
 from tuner.contract.result import plain_json
 from tuner.contract.space import Knob, knob_value, with_knobs
 from tuner.contract.statistics import throughput
+from tuner.contract.trust import Trust
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -63,7 +64,7 @@ def run(words: JobWords, asked: ProbeWords, *, as_json: bool) -> None:
         memory_bytes=size_bytes(asked.memory_cap, "--memory-cap") if asked.memory_cap else None,
     )
     console = speak.make_console(as_json=as_json)
-    runner = setup.make_runner(words.isolation)
+    runner = setup.make_runner(words.isolation, Trust.of(words.workload))
     try:
         job = setup.understand(words, runner)
         config = changed(job.baseline, knobs)

@@ -19,6 +19,7 @@ from tuner.contract.gpu import AUTO, DeviceInfo, GpuProfile, detected_profile, g
 from tuner.contract.probe import DescribeEvent, Listener, ProbeKind, ProbeLimits, ProbeRequest, Stage
 from tuner.contract.space import SearchSpace
 from tuner.contract.study import StudyFile, Tier
+from tuner.contract.trust import REGISTERED, Trust
 from tuner.contract.workload import WorkloadInfo
 
 if TYPE_CHECKING:
@@ -65,7 +66,8 @@ def cache_dir() -> Path:
     return Path(os.environ.get("TUNER_CACHE") or Path(base) / "tuner")
 
 
-def make_runner(isolation: str) -> SubprocessRunner:
+def make_runner(isolation: str, trust: Trust = REGISTERED) -> SubprocessRunner:
+    """Raises ConfigError for an unknown isolation, and for a cache folder that cannot be made."""
     from tuner.probe.runner import SubprocessRunner
 
     if isolation not in ("forkserver", "fresh"):
@@ -76,7 +78,7 @@ def make_runner(isolation: str) -> SubprocessRunner:
     except OSError as error:
         raise ConfigError(f"the cache folder {folder} cannot be made: {error.strerror}; set TUNER_CACHE") from None
     return SubprocessRunner(
-        folder, isolation="fresh" if isolation == "fresh" else "forkserver", log_dir=folder / "logs"
+        folder, isolation="fresh" if isolation == "fresh" else "forkserver", log_dir=folder / "logs", trust=trust
     )
 
 
@@ -99,12 +101,13 @@ def understand(words: JobWords, runner: SubprocessRunner, study_file: Path | Non
         chosen["preset"] = "full" if description.device.kind == "cuda" else "tiny"
     preset = str({**first, **chosen}.get("preset") or (description.info.preset if description.info else ""))
     file, tier = resolved(given, preset, target)
+    check_asked(file, words.workload, "study.yaml")
     options = {**file.options, **chosen, **typed}
     if options != first:
         description = describe(words.workload, options, runner)
     if description.info is None:
         raise WorkloadError(f"--workload {words.workload}: it does not describe itself")
-    baseline = merged_baseline(description.info.baseline, file, options)
+    baseline = merged_baseline(description.info.baseline, file, options, words.workload)
     baseline = counted_in_samples(baseline, description.info)
     return Job(options, description, description.info, file, baseline, target, tier)
 
@@ -167,22 +170,38 @@ def failed_setup(workload: str, message: str, detail: str) -> WorkloadError:
 
 
 def load_study_file(workload: str, given: Path | None) -> StudyFile:
-    """The file given, or studies/<workload>/study.yaml here or beside the installed package, or an empty one."""
-    if given is not None:
-        return load_document(StudyFile, read_file(given), str(given))
-    for folder in study_folders():
-        path = folder / short_name(workload) / "study.yaml"
-        if path.is_file():
-            return load_document(StudyFile, read_file(path), str(path))
+    """The file given, or studies/<workload>/study.yaml here or beside the installed package, or an empty one.
+
+    Raises ConfigError for a file of another workload: no file changes what was asked for.
+    """
+    for path in (given,) if given is not None else study_files(workload):
+        if path == given or path.is_file():
+            file = load_document(StudyFile, read_file(path), str(path))
+            check_asked(file, workload, str(path))
+            return file
     return StudyFile(
         workload=workload, space=SearchSpace(micro_batch_size=(1, 2, 4, 8, 16, 32, 64), num_workers=(0, 1, 2, 4))
     )
 
 
-def study_folders() -> list[Path]:
-    found = find_spec("studies")
+def study_files(workload: str) -> list[Path]:
+    """Where the workload's study file may lie. Those shipped are for the registered workloads alone: somebody's class
+    may be called as one of them."""
+    found = find_spec("studies") if ":" not in workload else None
     shipped = [Path(place) for place in (found.submodule_search_locations or [])] if found else []
-    return [Path("studies"), *shipped]
+    return [folder / short_name(workload) / "study.yaml" for folder in (Path("studies"), *shipped)]
+
+
+def check_asked(file: StudyFile, workload: str, source: str) -> None:
+    """Raises ConfigError unless the file is for the workload that was asked for, everywhere in it."""
+    from tuner.registry import target
+
+    for place, name in (("workload", file.workload), ("baseline.workload", file.baseline.get("workload", workload))):
+        if not isinstance(name, str) or target(name) != target(workload):
+            raise ConfigError(
+                f"{source}: {place}: it is for {name!s:.300}, but --workload {workload} was asked for; "
+                "correct the file, or ask for what it names"
+            )
 
 
 def short_name(workload: str) -> str:
@@ -236,10 +255,11 @@ def _leaves(tree: Mapping[str, Any], above: str = "") -> Iterator[tuple[str, Any
             yield f"{above}{key}", value
 
 
-def merged_baseline(baseline: RunConfig, file: StudyFile, options: Mapping[str, Scalar]) -> RunConfig:
+def merged_baseline(baseline: RunConfig, file: StudyFile, options: Mapping[str, Scalar], workload: str) -> RunConfig:
+    """The workload's own baseline with the file's put over it; the workload and its options are those asked for."""
     merged = deep_merge(baseline.model_dump(mode="json"), file.baseline)
     merged["options"] = dict(options)
-    merged["workload"] = file.workload
+    merged["workload"] = workload
     return parse(RunConfig, merged, "study.yaml: baseline").canonical()
 
 

@@ -23,6 +23,7 @@ from tuner.contract.measurement import Outcome
 from tuner.contract.probe import STOPPED_EARLY, ProbeKind, ProbeLimits, ProbeReply, ProbeRequest, Stage, TrainPlan
 from tuner.contract.production import RunStatus
 from tuner.contract.result import TrainResultJson, plain_json
+from tuner.contract.trust import Trust
 from tuner.contract.tuned import TunedConfig
 
 if TYPE_CHECKING:
@@ -38,10 +39,11 @@ def run(words: TrainWords, *, as_json: bool) -> None:
 
     check_words(words)
     console = speak.make_console(as_json=as_json)
-    given = from_file(words.config, words.allow_code) if words.config else None
+    given = from_file(words.config, words.trust) if words.config else None
     store = StudyStore.open(setup.storage_url(words.storage))
     ranks = words.nproc or (given.config.world_size if given else 1)
-    runner = setup.make_runner("fresh" if ranks > 1 else words.isolation)  # several ranks start through torchrun
+    isolation = "fresh" if ranks > 1 else words.isolation  # several ranks start through torchrun
+    runner = setup.make_runner(isolation, words.trust)
     try:
         tuned = given or baseline_of(words, runner)
         out = words.out or Path("runs") / f"{setup.short_name(tuned.config.workload)}-{tuned.config.digest()}"
@@ -81,17 +83,13 @@ def attempt(
     return reply, result.model_copy(update=led_here) if result is not None else None
 
 
-def from_file(path: Path, allow_code: bool) -> TunedConfig:
+def from_file(path: Path, trust: Trust) -> TunedConfig:
     """A file may name registered workloads; code of its own choosing only when the user says so."""
     from tuner.export.tuned import load
     from tuner.registry import check_name
 
     tuned = load(path)
-    if ":" in tuned.config.workload and not allow_code:
-        raise ConfigError(
-            f"{path}: workload: it names code to import ({tuned.config.workload}); "
-            "if you trust this file, say so with --allow-code"
-        )
+    trust.check(tuned.config.workload, f"{path}: workload")
     check_name(tuned.config.workload)
     return tuned
 

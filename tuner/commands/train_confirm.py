@@ -99,7 +99,23 @@ def _kept(out: Path, asked: TunedConfig) -> Confirmation | None:
         return None
     except OSError as error:
         raise ConfigError(f"{path}: cannot be read: {error.strerror}") from None
-    return found if found.asked == asked.config.digest() else None
+    if found.asked != asked.config.digest():
+        return None
+    check_kept(found.chosen, asked, f"{path}: chosen")
+    return found
+
+
+def check_kept(chosen: RunConfig, asked: TunedConfig, source: str) -> None:
+    """What a folder keeps may only say how the training asked for is computed. Raises ConfigError."""
+    expected = as_computed(asked.config, chosen)
+    if expected == chosen.canonical():
+        return
+    own, other = (config.model_dump(mode="json") for config in (expected or asked.config, chosen.canonical()))
+    key = next((name for name in own if own[name] != other[name]), "configuration")
+    raise ConfigError(
+        f"{source}.{key}: it is another training than the one asked for ({other.get(key)!s:.80}, asked for was "
+        f"{own.get(key)!s:.80}); remove the file to go on with what was asked for"
+    )
 
 
 def _keep(out: Path, found: Confirmation) -> None:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tuner.commands import console as speak
-from tuner.commands.train_confirm import Settled, as_computed, candidates, with_fallbacks
+from tuner.commands.train_confirm import Settled, as_computed, candidates, check_kept, with_fallbacks
 from tuner.commands.train_words import TrainWords
 from tuner.contract.base import parse_json
 from tuner.contract.choice import FALLBACK_FILE, Fallbacks, FellBack
@@ -41,6 +41,7 @@ def gone_on(settled: Settled, out: Path, console: Console) -> Settled:
     if kept.asked != settled.name or not kept.steps:
         return settled
     last = kept.steps[-1]
+    check_kept(last.chosen, settled.asked, f"{path}: steps.{len(kept.steps) - 1}.chosen")
     console.print(f"this run fell back {_where(last)} ({FALLBACK_FILE}), and goes on so: {last.chosen.label}")
     return with_fallbacks(settled, last.chosen, kept.steps)
 

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from tuner.commands.setup import JobWords
 from tuner.contract.errors import ConfigError
+from tuner.contract.trust import Trust
 
 LEAST_S = 1e-3
 """A budget that is spent still ends at a step border, with a checkpoint."""
@@ -35,6 +36,11 @@ class TrainWords:
     tensorboard: bool = False
     allow_code: bool = False
     isolation: str = "forkserver"
+
+    @property
+    def trust(self) -> Trust:
+        """Which code this run may import."""
+        return Trust(frozenset([self.job.workload] if self.job else []), any_code=self.allow_code)
 
     @property
     def max_seconds(self) -> float | None:

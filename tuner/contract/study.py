@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from enum import StrEnum
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
@@ -202,6 +202,12 @@ class StudySpec(Frozen):
     aa: bool = False
     """The baseline tuned against itself: every probe runs the baseline, so any gain found is a false one."""
     seed: int = 0
+
+    @model_validator(mode="after")
+    def _one_workload(self) -> Self:
+        if self.baseline.workload != self.workload:
+            raise ValueError(f"baseline.workload: {self.baseline.workload!r} is not the study's ({self.workload!r})")
+        return self
 
     @property
     def transferred(self) -> bool:

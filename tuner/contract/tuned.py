@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from tuner.contract.base import Frozen
 from tuner.contract.config import RunConfig
@@ -85,6 +85,16 @@ class TunedConfig(Frozen):
     """Peak memory in bytes of each of them, as measured; None = not known."""
     baseline: RunConfig | None = None
     """What the winner was compared with; measured beside it when the choice is confirmed on another machine."""
+
+    @model_validator(mode="after")
+    def _one_workload(self) -> Self:
+        others = [(f"runner_ups.{place}", config) for place, config in enumerate(self.runner_ups)]
+        for place, config in [*others, *([("baseline", self.baseline)] if self.baseline else [])]:
+            if config.workload != self.config.workload:
+                raise ValueError(
+                    f"{place}.workload: {config.workload!r} is not the workload of `config` ({self.config.workload!r})"
+                )
+        return self
 
 
 class Side(Frozen):

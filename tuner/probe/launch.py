@@ -7,6 +7,7 @@ import json
 import os
 import re
 import signal
+import site
 import socket
 import subprocess
 import sys
@@ -48,7 +49,8 @@ def worker_environment(base: Mapping[str, str], cache_dir: Path, threads: int) -
     Store URLs and passwords are left out. glibc's malloc thresholds are raised, so that a large batch is not mapped
     and unmapped at every step; they decide up to a third of a step's time on a CPU. OpenBLAS gets one thread: its
     pool would start at import, and only a process with one thread may fork. Asking whether there is a GPU goes
-    through NVML, as CUDA itself must not be touched before a fork.
+    through NVML, as CUDA itself must not be touched before a fork. The current directory is not on Python's path:
+    a file called torch.py that lies there must not become ours; `tuner.registry.load` adds it for `module:Class`.
     """
     kept = {
         key: value for key, value in base.items() if not _SECRET.search(key) and not _URL_WITH_PASSWORD.match(value)
@@ -63,10 +65,19 @@ def worker_environment(base: Mapping[str, str], cache_dir: Path, threads: int) -
         "TUNER_CACHE": str(cache_dir),
         "HF_HUB_OFFLINE": base.get("HF_HUB_OFFLINE", "1"),
         "PYTORCH_NVML_BASED_CUDA_CHECK": "1",
+        "PYTHONSAFEPATH": "1",
+        "PYTHONPATH": os.pathsep.join(filter(None, (base.get("PYTHONPATH"), *_own_place()))),
         "PYTHONUNBUFFERED": "1",
         "PYTHONIOENCODING": "utf-8:backslashreplace",  # of the log; what a workload prints must not end its run
         "MPLBACKEND": "Agg",
     }
+
+
+def _own_place() -> tuple[str, ...]:
+    """The folder this package lies in, where it is no installed one: a plain checkout is on the path of its parent
+    process alone."""
+    here = str(Path(__file__).resolve().parents[2])
+    return () if here in site.getsitepackages() else (here,)
 
 
 class Host:

@@ -19,6 +19,7 @@ from types import TracebackType
 from typing import Literal, Self
 
 from tuner.contract.probe import Event, Listener, NoticeEvent, ProbeKind, ProbeReply, ProbeRequest
+from tuner.contract.trust import REGISTERED, Trust
 from tuner.probe.device_memory import CleanDevice, DeviceMemory, NvmlMemory
 from tuner.probe.launch import Exited, Host, HostLost, usable_cores, worker_environment
 from tuner.probe.signals import forwarded
@@ -45,6 +46,7 @@ class _Files:
 class SubprocessRunner:
     """A `ProbeRunner` over real processes.
 
+    trust: which workloads may be imported; by default the registered ones alone.
     cache_dir: prepared data and compiled kernels. log_dir: a log and the request of each of the last 200 probes.
     start_s: longest start-up (interpreter and imports). grace_s: between asking a hung probe to end and killing it.
     device_memory: who to ask whether the GPU is clean (default NVML); settle_s: how long to wait until it is.
@@ -60,6 +62,7 @@ class SubprocessRunner:
         grace_s: float = 2.0,
         device_memory: DeviceMemory | None = None,
         settle_s: float = 15.0,
+        trust: Trust = REGISTERED,
     ) -> None:
         self.isolation: Isolation = isolation
         self._cache_dir = cache_dir.resolve()
@@ -67,6 +70,7 @@ class SubprocessRunner:
         self._start_s = start_s
         self._grace_s = grace_s
         self._device = CleanDevice(device_memory or NvmlMemory(), settle_s)
+        self._trust = trust
         self._host: Host | None = None
         self._preloaded = ""
         _forget_old(self._log_dir)
@@ -82,8 +86,10 @@ class SubprocessRunner:
     def run(self, request: ProbeRequest, listener: Listener | None = None) -> ProbeReply:
         """Run one request; whatever its process does becomes the reply.
 
-        A KeyboardInterrupt, and what the listener raises, ends the probe and is passed on.
+        A KeyboardInterrupt, and what the listener raises, ends the probe and is passed on. Raises ConfigError for a
+        request that `admit` refuses.
         """
+        self.admit(request)
         watch = Watch(request, listener or _ignore, self._start_s)
         if dirty := self._device.wait() if request.device != "cpu" else "":
             return watch.reply(Ending(refused=dirty))
@@ -96,6 +102,11 @@ class SubprocessRunner:
         finally:
             if self.isolation == "fresh":
                 self.close()
+
+    def admit(self, request: ProbeRequest) -> None:
+        """The one door to a process that imports code. Raises ConfigError for code that nobody asked for."""
+        for name in {request.workload, *(point.workload for point in request.points)}:
+            self._trust.check(name)
 
     def close(self) -> None:
         """End the host process and whatever still runs under it."""

@@ -70,6 +70,7 @@ class StudyStore:
         self._spool = spool
         self._lock_timeout_s = lock_timeout_s
         self._seen: dict[str, list[ProbeRow]] = {}
+        self._workloads: dict[str, str] = {}
 
     @classmethod
     def open(cls, url: str, *, spool_dir: Path | None = None, lock_timeout_s: float = LOCK_TIMEOUT_S) -> Self:
@@ -181,8 +182,19 @@ class StudyStore:
         if not found and not seen:
             self._required(name)
         # finished rows never change and numbers have no gaps, so only what is new is read
-        seen.extend(self._parsed(row) for row in found)
+        seen.extend(self._of_study(name, self._parsed(row)) for row in found)
         return tuple(seen)
+
+    def _of_study(self, name: str, row: ProbeRow) -> ProbeRow:
+        """Raises StoreError for a row of another workload: what a search ships comes from its rows."""
+        if name not in self._workloads:
+            self._workloads[name] = self._required(name).workload
+        if row.config.workload != self._workloads[name]:
+            raise StoreError(
+                f"{self.shown_url}: probe {row.number} of study {name!r}: config.workload: it is "
+                f"{row.config.workload!r}, but the study is of {self._workloads[name]!r}; use another study (--fresh)"
+            )
+        return row
 
     def add_reply(self, name: str, request: ProbeRequest, reply: ProbeReply, trial: int | None) -> tuple[ProbeRow, ...]:
         """Store one row per answered point and return the rows of this request; what is stored already stays as it is.
