@@ -47,7 +47,7 @@ def optimize(
     budget: Annotated[
         str | None, typer.Option(help="Time for the study, data preparation not counted: 90s, 10m, 2h.")
     ] = None,
-    probes: Annotated[int | None, typer.Option(min=1, help="At most this many probes in the search.")] = None,
+    probes: Annotated[int | None, typer.Option(min=1, max=1_000_000, help="At most this many in the search.")] = None,
     sampler: Annotated[str, typer.Option(help="staged (ours), or Optuna's tpe, gp, random for comparison.")] = "staged",
     objective: Annotated[
         str, typer.Option(help="time (whole production run), throughput, goodput, memory or energy.")
@@ -66,7 +66,7 @@ def optimize(
     out: Annotated[
         Path | None, typer.Option(help="Where to write.", show_default="studies/WORKLOAD/best.GPU.yaml")
     ] = None,
-    seed: Annotated[int, typer.Option(min=0)] = 0,
+    seed: Annotated[int, typer.Option(min=0, max=(1 << 31) - 1)] = 0,
     isolation: Isolation = "forkserver",
     json: Json = False,
 ) -> None:

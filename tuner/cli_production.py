@@ -40,13 +40,13 @@ def train(
         typer.Option(help="Run folder; an existing one is resumed.", show_default="runs/WORKLOAD-DIGEST"),
     ] = None,
     max_samples: Annotated[
-        int | None, typer.Option(min=1, help="End with a checkpoint after this many samples.")
+        int | None, typer.Option(min=1, max=1 << 53, help="End with a checkpoint after this many samples.")
     ] = None,
     max_hours: Annotated[
         float | None,
-        typer.Option(min=0.0, help="End with a checkpoint after this time, counted anew at every start."),
+        typer.Option(min=0.0, max=8784.0, help="End with a checkpoint after this time, counted anew at every start."),
     ] = None,
-    max_minutes: Annotated[float | None, typer.Option(min=0.0, help="The same in minutes.")] = None,
+    max_minutes: Annotated[float | None, typer.Option(min=0.0, max=527040.0, help="The same in minutes.")] = None,
     background_checkpoints: Annotated[
         bool,
         typer.Option(
@@ -63,7 +63,7 @@ def train(
         ),
     ] = None,
     confirm_seconds: Annotated[
-        float, typer.Option(min=0.1, help="Seconds of each of those measurements; there are two of each.")
+        float, typer.Option(min=0.1, max=3600.0, help="Seconds of each of those measurements; there are two of each.")
     ] = 5.0,
     fallback: Annotated[
         bool,
@@ -120,7 +120,7 @@ def runs(
         str | None, typer.Argument(help="One run, by its id or the beginning of it; without it, all of them.")
     ] = None,
     workload: Annotated[str | None, typer.Option("--workload", "-w", help="Only this workload's.")] = None,
-    limit: Annotated[int, typer.Option(min=1, help="At most so many, the newest first.")] = 20,
+    limit: Annotated[int, typer.Option(min=1, max=1_000_000, help="At most so many, the newest first.")] = 20,
     storage: Storage = None,
     json: Json = False,
 ) -> None:

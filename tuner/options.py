@@ -40,6 +40,7 @@ Nproc = Annotated[
     typer.Option(
         "--nproc",
         min=1,
+        max=1 << 16,
         help="Ranks on this machine, a GPU each where there are any; the effective batch is kept.",
         show_default="the configuration's world_size",
     ),

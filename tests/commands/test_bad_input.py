@@ -18,7 +18,7 @@ REFUSED = [
     (("optimize", "-w", TOY, "--budget", "soon"), "--budget: a duration above zero"),
     (("optimize", "-w", TOY, "--budget", "0s"), "--budget: a duration above zero"),
     (("optimize", "-w", TOY, "--memory-cap", "lots"), "--memory-cap: a size above zero"),
-    (("optimize", "-w", TOY, "--micro-batch", "0"), "--micro-batch: at least 1"),
+    (("optimize", "-w", TOY, "--micro-batch", "0"), "--micro-batch: a number from 1"),
     (("optimize", "-w", TOY, "--micro-batch", "5"), "5 does not divide it (16 / 5 leaves 1)"),
     (("optimize", "-w", TOY, "--effective-batch", "some"), "--effective-batch: keep, free, or a number"),
     (("optimize", "-w", TOY, "--sampler", "magic"), "--sampler: unknown value 'magic'; known: staged, tpe, gp, random"),

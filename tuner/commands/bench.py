@@ -14,7 +14,7 @@ from tuner.commands import console as speak
 from tuner.commands import setup
 from tuner.commands.answer import Remarks
 from tuner.commands.setup import Job, JobWords
-from tuner.commands.words import seconds
+from tuner.commands.words import count, seconds
 from tuner.contract.config import RunConfig
 from tuner.contract.errors import ConfigError, JobFailed
 from tuner.contract.measurement import Outcome
@@ -33,6 +33,7 @@ AROUND = (0.25, 0.5, 1, 2, 4)
 """Times the baseline's micro-batch size."""
 
 SPEED = "samples_per_s_b"
+MOST_SIZES, MOST_SAMPLES = 32, 1 << 20
 
 
 def run(words: JobWords, micro_batch: str | None, measure: str, out: Path | None, *, as_json: bool) -> None:
@@ -90,9 +91,14 @@ def _fail_for_want_of_more_than_memory(result: BenchResult) -> None:
 def sizes(text: str) -> tuple[int, ...]:
     """`1,8,32` as numbers. Raises ConfigError."""
     parts = [part.strip() for part in text.split(",")]
-    if not all(part.isdecimal() and int(part) >= 1 for part in parts):
-        raise ConfigError(f"--micro-batch: numbers from 1 are expected, such as 1,8,32 (got {text!r})")
-    return tuple(sorted({int(part) for part in parts}))
+    found = [count(part, MOST_SAMPLES) for part in parts]
+    known = {value for value in found if value is not None}
+    if None in found or len(known) > MOST_SIZES:
+        raise ConfigError(
+            f"--micro-batch: numbers from 1 are expected, such as 1,8,32; at most {MOST_SIZES} of them, each up to "
+            f"{MOST_SAMPLES:,} (got {text[:80]!r})"
+        )
+    return tuple(sorted(known))
 
 
 def around(baseline: int) -> tuple[int, ...]:

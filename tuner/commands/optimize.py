@@ -15,12 +15,12 @@ from tuner.commands import answer, setup
 from tuner.commands import console as speak
 from tuner.commands.ranks import spread
 from tuner.commands.setup import Job, JobWords
-from tuner.commands.words import choice, seconds, size_bytes
+from tuner.commands.words import choice, count, rechecked, seconds, size_bytes
 from tuner.contract.config import CompileMode, RunConfig
 from tuner.contract.errors import ConfigError, JobFailed, Stopped
 from tuner.contract.gpu import AUTO, DeviceInfo, GpuProfile, gpu_profile
 from tuner.contract.measurement import Outcome
-from tuner.contract.probe import ProbeRow
+from tuner.contract.probe import ProbeKind, ProbeRequest, ProbeRow
 from tuner.contract.result import AaResult, OptimizeResult, SideResult, plain_json
 from tuner.contract.space import Dropped, Knob, SearchSpace, knob_value
 from tuner.contract.study import MEMORY_MARGIN, PARETO_SUFFIX, LrSpec, Objective, SamplerName, StudySpec
@@ -35,6 +35,10 @@ if TYPE_CHECKING:
     from tuner.store.store import StudyStore
 
 AA_SUFFIX = "-aa"
+MOST_SAMPLES = 1 << 30
+"""In one optimizer step."""
+MOST_LISTED = 4096
+"""Divisors up to here are named."""
 
 
 @dataclass(frozen=True)
@@ -106,7 +110,9 @@ def _run(
     store = StudyStore.open(url)
     store.deliver_spooled()
     job = setup.understand(words, runner, search.study_file, search.gpu)
-    spec = open_study(store, build_spec(words, search, job), search)
+    spec = build_spec(words, search, job)
+    runner.admit(request_of(spec))
+    spec = open_study(store, spec, search)
     timing.add("setup", time.monotonic() - timing.began)
     answer.introduce(spec, job, console)
     timing.add("prepare", setup.prepare(job, words.workload, runner, answer.Preparing(console)))
@@ -141,6 +147,11 @@ def refuse_bad_input(workload: str, rows: Sequence[ProbeRow]) -> None:
         raise setup.failed_setup(workload, last.message, "")
 
 
+def request_of(spec: StudySpec) -> ProbeRequest:
+    """What the search begins with: refused before anything is stored where this machine cannot run it."""
+    return ProbeRequest(id="baseline", kind=ProbeKind.END_TO_END, workload=spec.workload, points=(spec.baseline,))
+
+
 def check(search: SearchWords) -> None:
     """Refuse what can be refused before anything is started."""
     if search.gpu != AUTO:
@@ -148,11 +159,13 @@ def check(search: SearchWords) -> None:
     choice(SamplerName, search.sampler, "--sampler")
     choice(Objective, search.objective, "--objective")
     check_name(search)
-    if search.micro_batch is not None and search.micro_batch < 1:
-        raise ConfigError(f"--micro-batch: at least 1 sample is needed (got {search.micro_batch})")
-    named = search.effective_batch in ("keep", "free")
-    if not named and not (search.effective_batch.isdigit() and int(search.effective_batch)):
-        raise ConfigError(f"--effective-batch: keep, free, or a number from 1 (got {search.effective_batch!r})")
+    if search.micro_batch is not None and not 1 <= search.micro_batch <= MOST_SAMPLES:
+        raise ConfigError(f"--micro-batch: a number from 1 to {MOST_SAMPLES:,} is needed (got {search.micro_batch})")
+    if search.effective_batch not in ("keep", "free") and count(search.effective_batch, MOST_SAMPLES) is None:
+        raise ConfigError(
+            f"--effective-batch: keep, free, or a number from 1 to {MOST_SAMPLES:,} is expected "
+            f"(got {search.effective_batch[:80]!r})"
+        )
     if search.budget is not None:
         seconds(search.budget, "--budget")
     if search.memory_cap is not None:
@@ -245,9 +258,9 @@ def without_compiling(space: SearchSpace, baseline: RunConfig) -> tuple[SearchSp
 def fitted_baseline(baseline: RunConfig, search: SearchWords, device: DeviceInfo) -> RunConfig:
     """The baseline with `--micro-batch` and `--effective-batch` applied. Raises ConfigError with the arithmetic."""
     micro = search.micro_batch or baseline.micro_batch_size
-    effective = int(search.effective_batch) if search.effective_batch.isdigit() else baseline.effective_batch_size
+    effective = count(search.effective_batch, MOST_SAMPLES) or baseline.effective_batch_size
     if effective % micro:
-        divisors = ", ".join(str(n) for n in range(1, effective + 1) if effective % n == 0)
+        divisors = ", ".join(str(n) for n in range(1, min(effective, MOST_LISTED) + 1) if effective % n == 0)
         raise ConfigError(
             f"--effective-batch {effective}: micro-batch size {micro} does not divide it "
             f"({effective} / {micro} leaves {effective % micro}); micro-batch sizes that do: {divisors}"
@@ -262,7 +275,8 @@ def fitted_baseline(baseline: RunConfig, search: SearchWords, device: DeviceInfo
         update["loader"] = baseline.loader.model_copy(update={"pin_memory": False})
     ranks = search.nproc or baseline.world_size
     option = "--nproc" if search.nproc else "baseline.world_size:"
-    return spread(baseline.model_copy(update=update), ranks, option)
+    fitted = rechecked(baseline.model_copy(update=update), "--effective-batch, --micro-batch")
+    return spread(fitted, ranks, option)
 
 
 def check_baseline(baseline: RunConfig, target: GpuProfile) -> None:

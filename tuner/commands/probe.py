@@ -13,8 +13,8 @@ from tuner.commands.answer import Remarks
 from tuner.commands.encodings import written_down
 from tuner.commands.ranks import spread
 from tuner.commands.setup import Job, JobWords
-from tuner.commands.words import assignments, choice, seconds, size_bytes
-from tuner.contract.base import Scalar, parse
+from tuner.commands.words import assignments, choice, rechecked, seconds, size_bytes
+from tuner.contract.base import Scalar
 from tuner.contract.config import RunConfig
 from tuner.contract.equivalence import EQUIVALENT, EquivalenceReply, Figure, causes, equivalent, remarks
 from tuner.contract.errors import ConfigError, JobFailed
@@ -128,7 +128,7 @@ def changed(baseline: RunConfig, knobs: Mapping[str, Scalar]) -> RunConfig:
         config = spread(with_knobs(alone, values), ranks, "--set world_size")
     except ValueError as error:
         raise ConfigError(f"--set: {error}; set effective_batch_size too, or choose a divisor") from None
-    return parse(RunConfig, config.model_dump(mode="json"), "--set")
+    return rechecked(config, "--set")
 
 
 def _typed(baseline: RunConfig, knob: Knob, value: Scalar) -> Any:

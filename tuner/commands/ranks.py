@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from tuner.commands.words import rechecked
 from tuner.contract.config import RunConfig
 from tuner.contract.errors import ConfigError
 from tuner.contract.tuned import TunedConfig
@@ -22,7 +23,7 @@ def spread(config: RunConfig, ranks: int | None, option: str = "--nproc") -> Run
     if effective % (micro * ranks):
         raise ConfigError(_refusal(effective, micro, ranks, option))
     steps = effective // (micro * ranks)
-    return config.model_copy(update={"world_size": ranks, "accumulation_steps": steps})
+    return rechecked(config.model_copy(update={"world_size": ranks, "accumulation_steps": steps}), option)
 
 
 def _refusal(effective: int, micro: int, ranks: int, option: str) -> str:

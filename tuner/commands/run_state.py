@@ -12,7 +12,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TypeVar
 
-from tuner.contract.base import Frozen, parse_json
+from tuner.contract.base import Frozen
+from tuner.contract.documents import load_json
 from tuner.contract.errors import ConfigError
 from tuner.contract.liveness import Writer
 from tuner.contract.probe import ProbeReply
@@ -78,7 +79,7 @@ def has_checkpoint(out: Path) -> bool:
 def _silent(status: LiveStatus) -> bool:
     try:
         since = _now() - datetime.fromisoformat(status.updated_at)
-    except ValueError:
+    except (ValueError, TypeError):  # no time, or one of no zone
         return False
     return since.total_seconds() > status.silent_s
 
@@ -97,8 +98,8 @@ def _mark(out: Path, run_id: str) -> Path:
 
 
 def _read(cls: type[_Model], path: Path) -> _Model | None:
-    with contextlib.suppress(OSError, UnicodeDecodeError, ConfigError):
-        return parse_json(cls, path.read_text(encoding="utf-8"), str(path))
+    with contextlib.suppress(ConfigError):
+        return load_json(cls, path)
     return None
 
 

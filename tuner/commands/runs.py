@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import csv
+import io
 import math
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,6 +15,7 @@ from tuner.commands import setup
 from tuner.commands.run_state import has_checkpoint, read_status, state_of
 from tuner.commands.sparkline import sparkline
 from tuner.commands.train_verdict import in_words, judge, quality
+from tuner.contract.documents import read_bytes
 from tuner.contract.errors import ConfigError
 from tuner.contract.probe import ProbeReply
 from tuner.contract.production import LiveStatus, ProductionRun, RunStatus
@@ -39,6 +42,8 @@ HEADS = (
     "folder",
 )
 STYLES = {RunStatus.FAILED.value: "red", RunStatus.DIED.value: "red", RunStatus.STOPPED.value: "yellow"}
+MOST_CURVE = 256 << 20
+"""Bytes of a metrics.csv that is drawn."""
 ENDED = (RunStatus.STOPPED, RunStatus.FAILED, RunStatus.DIED)
 
 
@@ -253,11 +258,11 @@ def _promise_lines(line: RunLine) -> list[str]:
 def curve_of(out: Path) -> tuple[CurvePoint, ...]:
     """The total loss over samples, from metrics.csv; empty when there is none."""
     try:
-        with (out / "metrics.csv").open(encoding="utf-8", newline="") as source:
-            rows = list(csv.DictReader(source))
-    except (OSError, UnicodeDecodeError, csv.Error):
+        text = read_bytes(out / "metrics.csv", MOST_CURVE).decode("utf-8")
+        rows = list(csv.DictReader(io.StringIO(text, newline="")))
+    except (OSError, UnicodeDecodeError, csv.Error, ConfigError):
         return ()
-    whole = [row for row in rows if (row.get("samples") or "").isdigit()]
+    whole = [row for row in rows if re.fullmatch(r"[0-9]{1,18}", row.get("samples") or "")]
     return tuple(CurvePoint(samples=int(row["samples"]), loss=_finite(row.get("total"))) for row in whole)
 
 

@@ -69,10 +69,12 @@ def attempt(
 ) -> tuple[ProbeReply, TrainResultJson | None]:
     """One configuration's part of the run, from the folder's newest checkpoint on, noted in the store."""
     tuned = settled.tuned
+    asked = as_request(tuned.config, words, out)
+    runner.admit(asked)
     introduce(tuned, goal(tuned.config, words), out, console)
     study = tuned.provenance.study if tuned.provenance else None
     recorded = store.add_run(tuned.config, written_down(out, "--out"), study=study, promise=tuned.promise)
-    request = introduced(as_request(tuned.config, words, out), settled, recorded.id, words.again(out))
+    request = introduced(asked, settled, recorded.id, words.again(out))
     with marked(out, recorded.id):
         with RunProgress(console, goal(tuned.config, words)) as progress:
             reply = runner.run(request, progress.listen)

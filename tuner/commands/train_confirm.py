@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, Literal
 from tuner.commands import console as speak
 from tuner.commands import setup
 from tuner.commands.train_words import TrainWords
-from tuner.contract.base import parse_json
 from tuner.contract.choice import CONFIRMED_FILE, Confirmation, FellBack
 from tuner.contract.config import RunConfig
+from tuner.contract.documents import load_json
 from tuner.contract.errors import ConfigError, JobFailed, TunerError
 from tuner.contract.gpu import DeviceInfo
 from tuner.contract.measurement import Interval, Outcome
@@ -33,6 +33,8 @@ TIE = 0.02
 """The file's own choice stays unless another is faster by more than this, in every round."""
 EVALUATE_TIMES = 4
 """An evaluation here may take so many times the seconds of one measurement; of a longer one a part is made."""
+MOST_KEPT = 16 << 20
+"""Bytes of what a run's folder keeps about choices."""
 NOTHING_GAINED = Interval(value=1.0, low=1.0, high=1.0)
 Origin = Literal["winner", "runner-up", "baseline"]
 
@@ -93,13 +95,8 @@ def _with(asked: TunedConfig, found: Confirmation) -> Settled:
 def _kept(out: Path, asked: TunedConfig) -> Confirmation | None:
     """What the folder was confirmed with before; None when that was for another configuration."""
     path = out / CONFIRMED_FILE
-    try:
-        found = parse_json(Confirmation, path.read_bytes(), str(path))
-    except FileNotFoundError:
-        return None
-    except OSError as error:
-        raise ConfigError(f"{path}: cannot be read: {error.strerror}") from None
-    if found.asked != asked.config.digest():
+    found = load_json(Confirmation, path, MOST_KEPT)
+    if found is None or found.asked != asked.config.digest():
         return None
     check_kept(found.chosen, asked, f"{path}: chosen")
     return found
@@ -174,8 +171,7 @@ def _confirm(
         order = range(count) if number % 2 == 0 else range(count - 1, -1, -1)
         for place in order:
             if sides[place].outcome is Outcome.OK:
-                reply = runner.run(_request(sides[place].config, words, number)).points[0]
-                sides[place] = _extended(sides[place], reply, budget)
+                sides[place] = _measured(sides[place], _request(sides[place].config, words, number), budget, runner)
     _show(sides, console)
     chosen, reason = choose(sides)
     console.print(reason)
@@ -188,6 +184,15 @@ def _confirm(
         reason=reason,
         promise=_promise(chosen, sides, device),
     )
+
+
+def _measured(side: Confirmed, request: ProbeRequest, budget: int, runner: SubprocessRunner) -> Confirmed:
+    """A configuration for a bigger machine than this one is one that does not run here."""
+    try:
+        reply = runner.run(request)
+    except ConfigError as error:
+        return side.model_copy(update={"outcome": Outcome.UNSUPPORTED, "message": str(error)})
+    return _extended(side, reply.points[0], budget)
 
 
 def _request(config: RunConfig, words: TrainWords, number: int) -> ProbeRequest:

@@ -11,12 +11,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tuner.commands import console as speak
-from tuner.commands.train_confirm import Settled, as_computed, candidates, check_kept, with_fallbacks
+from tuner.commands.train_confirm import MOST_KEPT, Settled, as_computed, candidates, check_kept, with_fallbacks
 from tuner.commands.train_words import TrainWords
-from tuner.contract.base import parse_json
 from tuner.contract.choice import FALLBACK_FILE, Fallbacks, FellBack
 from tuner.contract.config import RunConfig
-from tuner.contract.errors import ConfigError, TunerError
+from tuner.contract.documents import load_json
+from tuner.contract.errors import TunerError
 from tuner.contract.measurement import Outcome
 from tuner.contract.probe import SAMPLES_REACHED, PointReply
 
@@ -32,13 +32,8 @@ UNKNOWN = 1 << 62
 def gone_on(settled: Settled, out: Path, console: Console) -> Settled:
     """With what this folder fell back to before, if it did."""
     path = out / FALLBACK_FILE
-    try:
-        kept = parse_json(Fallbacks, path.read_bytes(), str(path))
-    except FileNotFoundError:
-        return settled
-    except OSError as error:
-        raise ConfigError(f"{path}: cannot be read: {error.strerror}") from None
-    if kept.asked != settled.name or not kept.steps:
+    kept = load_json(Fallbacks, path, MOST_KEPT)
+    if kept is None or kept.asked != settled.name or not kept.steps:
         return settled
     last = kept.steps[-1]
     check_kept(last.chosen, settled.asked, f"{path}: steps.{len(kept.steps) - 1}.chosen")

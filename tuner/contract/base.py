@@ -79,6 +79,10 @@ def _tuple_of_list(value: Any) -> Any:
     return tuple(value) if isinstance(value, list) else value
 
 
+MOST_LINES = 20
+"""Broken rules that are told of one document."""
+
+
 class Frozen(BaseModel):
     """Immutable, closed (unknown keys are errors) and strict; JSON keeps NaN and infinities as constants."""
 
@@ -122,13 +126,15 @@ def parse(cls: type[_Model], data: Mapping[str, Any], source: str = "input") -> 
 
 def describe_validation(error: ValidationError, source: str) -> str:
     lines = []
-    for item in error.errors(include_url=False):
+    for item in error.errors(include_url=False)[:MOST_LINES]:
         path = ".".join(str(part) for part in item["loc"]) or "(top)"
         rule = str(item["msg"]).removeprefix("Value error, ")
         if item["type"] == "extra_forbidden":
             rule = "this key is not known here; remove it or check its spelling"
         got = _short(item.get("input"))
         lines.append(f"{source}: {path}: {rule} (got {got})")
+    if error.error_count() > MOST_LINES:
+        lines.append(f"{source}: and {error.error_count() - MOST_LINES:,} more broken rules")
     return "\n".join(lines)
 
 

@@ -11,7 +11,8 @@ from typing import Self
 
 from pydantic import Field, field_validator, model_validator
 
-from tuner.contract.base import Frozen, Scalar
+from tuner.contract.base import Scalar
+from tuner.contract.given import Given
 
 
 class Precision(StrEnum):
@@ -47,7 +48,7 @@ class ScheduleKind(StrEnum):
     COSINE = "cosine"
 
 
-class LoaderConfig(Frozen):
+class LoaderConfig(Given):
     num_workers: int = Field(default=0, ge=0, le=256)
     prefetch_factor: int = Field(default=2, ge=1, le=64)
     """Batches each worker keeps ready; without workers it has no effect."""
@@ -55,7 +56,7 @@ class LoaderConfig(Frozen):
     persistent_workers: bool = True
 
 
-class OptimizerConfig(Frozen):
+class OptimizerConfig(Given):
     name: OptimizerName = OptimizerName.ADAM
     """Where the workload has an `optimizer` of its own: `own`, unless it says after which of them its lr scales."""
     lr: float = Field(gt=0, le=100)
@@ -75,14 +76,14 @@ class OptimizerConfig(Frozen):
         return value
 
 
-class ScheduleConfig(Frozen):
+class ScheduleConfig(Given):
     kind: ScheduleKind = ScheduleKind.CONSTANT
     warmup_samples: int = Field(default=0, ge=0)
     final_factor: float = Field(default=0.0, ge=0, le=1)
     """lr at the horizon as a share of the base lr (linear and cosine)."""
 
 
-class EmaConfig(Frozen):
+class EmaConfig(Given):
     half_life_samples: int = Field(gt=0)
     """After this many samples the weight of an old parameter value has halved."""
     warmup_ratio: float = Field(default=0.05, ge=0, le=1)
@@ -91,7 +92,7 @@ class EmaConfig(Frozen):
     """Evaluate the weights as trained too: its metrics stand beside the averaged ones as `raw_NAME`."""
 
 
-class Cadence(Frozen):
+class Cadence(Given):
     """How often production does what, in samples; 0 = never. Some of it may be said in epochs instead."""
 
     log_samples: int = Field(default=0, ge=0)
@@ -133,7 +134,7 @@ def _samples(epochs: float, epoch_samples: int) -> int:
     return max(1, round(epochs * epoch_samples)) if epochs else 0
 
 
-class LossBands(Frozen):
+class LossBands(Given):
     """Where the guide says the total loss should lie; outside `warn_*` production says so."""
 
     normal_low: float
@@ -149,7 +150,7 @@ class QualityWeights(StrEnum):
     RAW = "raw"
 
 
-class QualityConfig(Frozen):
+class QualityConfig(Given):
     """Which validation metric says how good the model is: its best checkpoint is kept, and the run may end early."""
 
     metric: str
@@ -163,7 +164,7 @@ class QualityConfig(Frozen):
     """`raw`: the weights as trained decide, not their average (which is evaluated too). Without `ema` both are one."""
 
 
-class RunConfig(Frozen):
+class RunConfig(Given):
     workload: str = Field(pattern=r"^[A-Za-z0-9_.-]{1,128}(:[A-Za-z_][A-Za-z0-9_.]{0,127})?$")
     """A registered name, or `module:Class`."""
     options: dict[str, Scalar] = Field(default_factory=dict)

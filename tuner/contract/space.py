@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from enum import StrEnum
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from tuner.contract.base import Frozen, Scalar
 from tuner.contract.config import CompileMode, Precision, RunConfig
+from tuner.contract.given import Given
 from tuner.contract.gpu import DeviceInfo, GpuProfile
 
 
@@ -29,6 +31,10 @@ class Knob(StrEnum):
     LR = "lr"
 
 
+MOST_COMBINATIONS = 1_000_000
+"""Of the values of all knobs; the models of a search look at every one of them."""
+
+
 class Dropped(Frozen):
     """A value that will not be tried, why, and because of what."""
 
@@ -38,7 +44,7 @@ class Dropped(Frozen):
     because: Literal["target", "device", "rule"]
 
 
-class SearchSpace(Frozen):
+class SearchSpace(Given):
     """Values per knob; an empty tuple = the baseline's value alone."""
 
     micro_batch_size: tuple[int, ...] = ()
@@ -54,6 +60,16 @@ class SearchSpace(Frozen):
     lr: tuple[float, ...] = Field(default=())
     options: dict[str, tuple[Scalar, ...]] = Field(default_factory=dict)
     """Options that change the model itself (width, layers): searched only under a quality constraint."""
+
+    @model_validator(mode="after")
+    def _can_be_looked_through(self) -> Self:
+        counts = [len(getattr(self, knob.value)) for knob in Knob] + [len(values) for values in self.options.values()]
+        total = math.prod(max(1, count) for count in counts)
+        if total > MOST_COMBINATIONS:
+            raise ValueError(
+                f"at most {MOST_COMBINATIONS:,} combinations can be searched, and these lists make {total:,}"
+            )
+        return self
 
     def values(self, knob: Knob, baseline: RunConfig) -> tuple[Any, ...]:
         """The knob's values, the baseline's always among them."""

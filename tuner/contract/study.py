@@ -8,8 +8,9 @@ from typing import Any, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
-from tuner.contract.base import Frozen, Name, Scalar
+from tuner.contract.base import Name, Scalar
 from tuner.contract.config import RunConfig
+from tuner.contract.given import LONGEST_S, Given
 from tuner.contract.gpu import DeviceInfo, GpuProfile
 from tuner.contract.measurement import MemoryPeak
 from tuner.contract.space import Dropped, SearchSpace, options_text
@@ -46,42 +47,42 @@ class Objective(StrEnum):
     """Samples per joule, from the GPU's own power reading."""
 
 
-class MeasureSpec(Frozen):
+class MeasureSpec(Given):
     """How long one measurement lasts."""
 
-    measure_s: float = Field(default=3.0, gt=0)
+    measure_s: float = Field(default=3.0, gt=0, le=LONGEST_S)
     """Longest steady-state measuring of an end-to-end probe."""
-    compute_s: float = Field(default=1.0, gt=0)
+    compute_s: float = Field(default=1.0, gt=0, le=LONGEST_S)
     """The same for one compute or loader point."""
-    min_steps: int = Field(default=8, ge=4)
+    min_steps: int = Field(default=8, ge=4, le=100_000)
     half_width: float = Field(default=0.01, gt=0)
     """Stop early once the interval is this narrow."""
-    deadline_s: float = Field(default=300.0, gt=0)
+    deadline_s: float = Field(default=300.0, gt=0, le=LONGEST_S)
     """Hard limit of one probe's process, by phase (see ProbeLimits)."""
 
 
-class GateSpec(Frozen):
+class GateSpec(Given):
     """The ship gate: finalists against the baseline, interleaved, in fresh processes."""
 
-    min_pairs: int = Field(default=6, ge=2)
-    max_pairs: int = Field(default=12, ge=2)
+    min_pairs: int = Field(default=6, ge=2, le=1000)
+    max_pairs: int = Field(default=12, ge=2, le=1000)
     alpha: float = Field(default=0.05, gt=0, lt=1)
     """Error level, shared over the finalists and the looks at the data."""
     min_gain: float = Field(default=0.01, ge=0)
-    finalists: int = Field(default=2, ge=1)
-    measure_s: float = Field(default=3.0, gt=0)
+    finalists: int = Field(default=2, ge=1, le=100)
+    measure_s: float = Field(default=3.0, gt=0, le=LONGEST_S)
 
 
-class LrSpec(Frozen):
+class LrSpec(Given):
     """The lr stage: same samples, same noise, several seeds; may veto, replaces the baseline's lr only if `tune`."""
 
     enabled: bool = True
     tune: bool = False
     samples: int = Field(default=1024, ge=1)
-    seeds: int = Field(default=2, ge=1)
+    seeds: int = Field(default=2, ge=1, le=100)
 
 
-class Tier(Frozen):
+class Tier(Given):
     """What a guide uses on GPUs with more than `above_gib` of memory; the first tier that fits the target holds."""
 
     above_gib: float = Field(ge=0)
@@ -98,7 +99,7 @@ class Tier(Frozen):
         return value
 
 
-class Targets(Frozen):
+class Targets(Given):
     """What a guide wants to see; reported beside what was measured, never a gate."""
 
     gpu_utilisation_min: float | None = Field(default=None, ge=0, le=1)
@@ -111,7 +112,7 @@ class Targets(Frozen):
     """Gain over the baseline that the guide promises."""
 
 
-class QualityConstraint(Frozen):
+class QualityConstraint(Given):
     """The condition under which a study may change the model itself (`space.options`): quality after equal samples must
     not be worse than the baseline model's by more than `tolerance`, over all seeds."""
 
@@ -122,17 +123,17 @@ class QualityConstraint(Frozen):
     """Absolute, in the metric's own unit."""
     samples: int = Field(ge=1)
     """How long each candidate is trained."""
-    seeds: int = Field(default=2, ge=2)
+    seeds: int = Field(default=2, ge=2, le=100)
 
 
-class StudyFile(Frozen):
+class StudyFile(Given):
     """studies/<workload>/study.yaml as written by hand. `baseline` holds only what differs from the workload's own."""
 
     workload: str
     options: dict[str, Scalar] = Field(default_factory=dict)
     baseline: dict[str, Any] = Field(default_factory=dict)
     space: SearchSpace = SearchSpace()
-    budget_s: float = Field(default=360.0, gt=0)
+    budget_s: float = Field(default=360.0, gt=0, le=LONGEST_S)
     measure: MeasureSpec = MeasureSpec()
     gate: GateSpec = GateSpec()
     lr: LrSpec = LrSpec()
@@ -165,7 +166,7 @@ class StudyFile(Frozen):
         return value
 
 
-class StudySpec(Frozen):
+class StudySpec(Given):
     """Everything `next_probe` and `select` need besides the rows."""
 
     name: Name

@@ -20,6 +20,7 @@ from typing import Literal, Self
 
 from tuner.contract.probe import Event, Listener, NoticeEvent, ProbeKind, ProbeReply, ProbeRequest
 from tuner.contract.trust import REGISTERED, Trust
+from tuner.probe.capacity import check_capacity
 from tuner.probe.device_memory import CleanDevice, DeviceMemory, NvmlMemory
 from tuner.probe.launch import Exited, Host, HostLost, usable_cores, worker_environment
 from tuner.probe.signals import forwarded
@@ -104,9 +105,11 @@ class SubprocessRunner:
                 self.close()
 
     def admit(self, request: ProbeRequest) -> None:
-        """The one door to a process that imports code. Raises ConfigError for code that nobody asked for."""
+        """The one door to a process that imports code. Raises ConfigError for code that nobody asked for, and for more
+        processes than this machine can run."""
         for name in {request.workload, *(point.workload for point in request.points)}:
             self._trust.check(name)
+        check_capacity(request.points, usable_cores())
 
     def close(self) -> None:
         """End the host process and whatever still runs under it."""

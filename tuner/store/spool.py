@@ -9,10 +9,13 @@ from pathlib import Path
 
 from sqlalchemy import URL
 
-from tuner.contract.base import Frozen, parse_json
+from tuner.contract.base import Frozen
+from tuner.contract.documents import load_json
 from tuner.contract.errors import ConfigError, StoreError
 from tuner.contract.probe import ProbeReply, ProbeRequest
 from tuner.store.engine import is_sqlite, shown, sqlite_path
+
+MOST_BYTES = 256 << 20
 
 
 class Spooled(Frozen):
@@ -63,6 +66,8 @@ class Spool:
         files = sorted(self.folder.glob("*.json"), key=lambda path: (path.stat().st_mtime_ns, path.name))
         for path in files:
             try:
-                yield path, parse_json(Spooled, path.read_text(encoding="utf-8"), str(path))
-            except (ConfigError, UnicodeDecodeError):
+                item = load_json(Spooled, path, MOST_BYTES)
+            except ConfigError:
                 raise StoreError(f"{path}: this spooled result cannot be read; move it away to go on") from None
+            if item is not None:
+                yield path, item
