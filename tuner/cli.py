@@ -15,7 +15,7 @@ import typer
 
 from tuner import cli_production
 from tuner.contract.errors import TunerError
-from tuner.options import Data, Gpu, Isolation, Json, Nproc, Options, Preset, Storage, Workload
+from tuner.options import Data, Gpu, Isolation, Json, Nproc, Options, Preset, Storage, Workload, path_option
 
 app = typer.Typer(
     name="tuner",
@@ -43,7 +43,9 @@ def optimize(
     fresh: Annotated[
         bool, typer.Option("--fresh", help="Start a new study beside an existing one of that name.")
     ] = False,
-    spec: Annotated[Path | None, typer.Option(help="Study file.", show_default="studies/WORKLOAD/study.yaml")] = None,
+    spec: Annotated[
+        Path | None, path_option("--spec", help="Study file.", show_default="studies/WORKLOAD/study.yaml")
+    ] = None,
     budget: Annotated[
         str | None, typer.Option(help="Time for the study, data preparation not counted: 90s, 10m, 2h.")
     ] = None,
@@ -64,7 +66,7 @@ def optimize(
     data: Data = None,
     option: Options = None,
     out: Annotated[
-        Path | None, typer.Option(help="Where to write.", show_default="studies/WORKLOAD/best.GPU.yaml")
+        Path | None, path_option("--out", help="Where to write.", show_default="studies/WORKLOAD/best.GPU.yaml")
     ] = None,
     seed: Annotated[int, typer.Option(min=0, max=(1 << 31) - 1)] = 0,
     isolation: Isolation = "forkserver",
@@ -122,7 +124,7 @@ def probe(
         bool, typer.Option("--profile", help="Where a step's time goes: a table, and a trace to open.")
     ] = False,
     out: Annotated[
-        Path | None, typer.Option(help="Folder of the profile.", show_default="runs/profile-WORKLOAD")
+        Path | None, path_option("--out", help="Folder of the profile.", show_default="runs/profile-WORKLOAD")
     ] = None,
     set_: Annotated[
         list[str] | None,
@@ -168,7 +170,9 @@ def bench(
     preset: Preset = None,
     data: Data = None,
     option: Options = None,
-    out: Annotated[Path | None, typer.Option(help="Folder of the picture.", show_default="runs/bench-WORKLOAD")] = None,
+    out: Annotated[
+        Path | None, path_option("--out", help="Folder of the picture.", show_default="runs/bench-WORKLOAD")
+    ] = None,
     isolation: Isolation = "forkserver",
     json: Json = False,
 ) -> None:
@@ -203,9 +207,11 @@ def explain(
         str | None, typer.Argument(help="A study in the store.", show_default="the only one, or the config's")
     ] = None,
     config: Annotated[
-        Path | None, typer.Option("--config", "-c", help="best.GPU.yaml: explain this one of its study.")
+        Path | None, path_option("--config", "-c", help="best.GPU.yaml: explain this one of its study.")
     ] = None,
-    out: Annotated[Path | None, typer.Option(help="Folder for a page and three pictures.", show_default="none")] = None,
+    out: Annotated[
+        Path | None, path_option("--out", help="Folder for a page and three pictures.", show_default="none")
+    ] = None,
     storage: Storage = None,
     json: Json = False,
 ) -> None:
@@ -243,7 +249,7 @@ def doctor(storage: Storage = None, json: Json = False) -> None:
 def export(
     study: Annotated[str, typer.Argument(help="A study with a decision.")],
     format_: Annotated[str, typer.Option("--format", help="yaml, json, or csv (every probe).")] = "yaml",
-    out: Annotated[Path | None, typer.Option(help="File to write.", show_default="stdout")] = None,
+    out: Annotated[Path | None, path_option("--out", help="File to write.", show_default="stdout")] = None,
     storage: Storage = None,
 ) -> None:
     """Write a study's winner, or its probes, again."""
@@ -256,7 +262,7 @@ def export(
 def report(
     study: Annotated[str, typer.Argument(help="A study in the store.")],
     out: Annotated[
-        Path | None, typer.Option(help="The page.", show_default="studies/WORKLOAD/report.STUDY.html")
+        Path | None, path_option("--out", help="The page.", show_default="studies/WORKLOAD/report.STUDY.html")
     ] = None,
     storage: Storage = None,
 ) -> None:

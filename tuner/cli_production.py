@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from tuner.options import Data, Isolation, Json, Nproc, Options, Preset, Storage
+from tuner.options import Data, Isolation, Json, Nproc, Options, Preset, Storage, path_option
 
 
 def add_to(app: typer.Typer) -> None:
@@ -27,7 +27,7 @@ TRAIN = (
 
 def train(
     config: Annotated[
-        Path | None, typer.Option("--config", "-c", help="best.GPU.yaml, or a bare run configuration.")
+        Path | None, path_option("--config", "-c", help="best.GPU.yaml, or a bare run configuration.")
     ] = None,
     workload: Annotated[
         str | None, typer.Option("--workload", "-w", help="Instead of --config: train this workload's baseline.")
@@ -37,7 +37,7 @@ def train(
     option: Options = None,
     out: Annotated[
         Path | None,
-        typer.Option(help="Run folder; an existing one is resumed.", show_default="runs/WORKLOAD-DIGEST"),
+        path_option("--out", help="Run folder; an existing one is resumed.", show_default="runs/WORKLOAD-DIGEST"),
     ] = None,
     max_samples: Annotated[
         int | None, typer.Option(min=1, max=1 << 53, help="End with a checkpoint after this many samples.")

@@ -2,10 +2,38 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
+
+from tuner.contract.errors import ConfigError
+
+MOST_LETTERS, MOST_IN_ALL = 255, 4000
+"""Bytes of one part of a path, and of all of it, on the file systems of today."""
+
+
+def path_option(*names: str, help: str, show_default: bool | str = True) -> Any:
+    """An option whose value is a path; text that can be no path anywhere is refused in one place."""
+    return typer.Option(*names, parser=_path_of(names[0]), metavar="PATH", help=help, show_default=show_default)
+
+
+def _path_of(option: str) -> Callable[[str], Path]:
+    def parse(text: str) -> Path:
+        if not text:
+            raise ConfigError(f"{option}: the path of a file or folder is expected (got '')")
+        longest = max((len(os.fsencode(part)) for part in text.split(os.sep)), default=0)
+        if longest > MOST_LETTERS or len(os.fsencode(text)) > MOST_IN_ALL:
+            raise ConfigError(
+                f"{option}: a path has at most {MOST_LETTERS} letters between two slashes, and {MOST_IN_ALL} in all "
+                f"(got {len(text)}: {text[:40]!r}...)"
+            )
+        return Path(text)
+
+    return parse
+
 
 Workload = Annotated[
     str, typer.Option("--workload", "-w", help="A registered name (`tuner workloads`) or `module:Class`.")
@@ -34,7 +62,7 @@ Preset = Annotated[
         help="tiny or full, or another size that the workload has.", show_default="full with CUDA, tiny without"
     ),
 ]
-Data = Annotated[Path | None, typer.Option(help="Your own data, in the workload's format.")]
+Data = Annotated[Path | None, path_option("--data", help="Your own data, in the workload's format.")]
 Nproc = Annotated[
     int | None,
     typer.Option(

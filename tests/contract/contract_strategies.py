@@ -141,6 +141,9 @@ events = st.one_of(
     st.builds(TrainEvent, samples=counts, step=counts, elapsed_s=positive, samples_per_s=positive),
 )
 intervals = st.builds(Interval, value=finite, low=st.floats(allow_nan=False), high=st.floats(allow_nan=False))
+rates = st.lists(st.floats(1e-6, 1e12), min_size=3, max_size=3).map(
+    lambda drawn: Interval(low=min(drawn), value=sorted(drawn)[1], high=max(drawn))
+)
 spaces = st.builds(
     SearchSpace,
     micro_batch_size=st.lists(st.integers(1, 4096), max_size=4).map(tuple),
@@ -155,12 +158,12 @@ _tuned = st.builds(
         st.none(),
         st.builds(
             Promise,
-            samples_per_s=intervals,
+            samples_per_s=rates,
             peak_bytes=counts,
             peak_low_bytes=counts,
             peak_high_bytes=counts,
             hours=positive,
-            gain=intervals,
+            gain=rates,
         ),
     ),
     provenance=st.none(),

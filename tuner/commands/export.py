@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tuner.commands import encodings, setup
+from tuner.commands.words import out_file
 from tuner.contract.errors import ConfigError, JobFailed
 from tuner.contract.result import plain_json
 from tuner.store.store import StudyStore
@@ -20,6 +21,7 @@ FORMATS = ("yaml", "json", "csv")
 def run(study: str, format_: str, out: Path | None, storage: str | None) -> None:
     if format_ not in FORMATS:
         raise ConfigError(f"--format: unknown format {format_!r}; known: {', '.join(FORMATS)}")
+    out_file(out)
     store = StudyStore.open(setup.storage_url(storage))
     spec = known_study(store, study)
     text = _csv(store, spec) if format_ == "csv" else _tuned_text(winner(store, spec), format_)

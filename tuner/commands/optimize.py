@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import signal
 import time
 from collections import Counter
@@ -15,7 +16,8 @@ from tuner.commands import answer, setup
 from tuner.commands import console as speak
 from tuner.commands.ranks import spread
 from tuner.commands.setup import Job, JobWords
-from tuner.commands.words import choice, count, rechecked, seconds, size_bytes
+from tuner.commands.words import choice, count, out_file, rechecked, seconds, size_bytes
+from tuner.contract.base import NAME_PATTERN
 from tuner.contract.config import CompileMode, RunConfig
 from tuner.contract.errors import ConfigError, JobFailed, Stopped
 from tuner.contract.gpu import AUTO, DeviceInfo, GpuProfile, gpu_profile
@@ -35,6 +37,8 @@ if TYPE_CHECKING:
     from tuner.store.store import StudyStore
 
 AA_SUFFIX = "-aa"
+MOST_LETTERS = 128
+"""Of a study's name."""
 MOST_SAMPLES = 1 << 30
 """In one optimizer step."""
 MOST_LISTED = 4096
@@ -166,6 +170,7 @@ def check(search: SearchWords) -> None:
             f"--effective-batch: keep, free, or a number from 1 to {MOST_SAMPLES:,} is expected "
             f"(got {search.effective_batch[:80]!r})"
         )
+    out_file(search.out)
     if search.budget is not None:
         seconds(search.budget, "--budget")
     if search.memory_cap is not None:
@@ -175,6 +180,8 @@ def check(search: SearchWords) -> None:
 def check_name(search: SearchWords) -> None:
     """What the store keeps beside a study has a name of its own; an A/A study must not be taken for another."""
     name = search.study or ""
+    if search.study is not None and not re.fullmatch(NAME_PATTERN, name):
+        raise ConfigError(f"--study: 1 to 128 letters, digits, `.`, `_` and `-` are expected (got {name[:160]!r})")
     if name.endswith(PARETO_SUFFIX):
         raise ConfigError(f"--study {name}: names ending in {PARETO_SUFFIX} are the store's own; choose another")
     if name.endswith(AA_SUFFIX) and not search.aa:
@@ -194,8 +201,10 @@ def check_objective(objective: Objective, device: DeviceInfo) -> None:
 
 def study_name(words: JobWords, search: SearchWords, preset: str) -> str:
     ranks = f"-x{search.nproc}" if (search.nproc or 1) > 1 else ""
-    name = search.study or f"{setup.short_name(words.workload)}-{preset or 'default'}-{search.gpu}{ranks}"
-    return name if not search.aa or name.endswith(AA_SUFFIX) else name + AA_SUFFIX
+    made = f"{setup.short_name(words.workload)}-{preset or 'default'}-{search.gpu}{ranks}"
+    name = search.study or re.sub(r"[^A-Za-z0-9._-]", "_", made)
+    suffix = AA_SUFFIX if search.aa and not name.endswith(AA_SUFFIX) else ""
+    return name[: MOST_LETTERS - len(suffix)] + suffix
 
 
 def build_spec(words: JobWords, search: SearchWords, job: Job) -> StudySpec:

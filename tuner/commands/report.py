@@ -8,6 +8,7 @@ from pathlib import Path
 from tuner.commands import console as speak
 from tuner.commands import setup
 from tuner.commands.export import known_study
+from tuner.commands.words import out_file
 from tuner.contract.errors import ConfigError, JobFailed
 from tuner.contract.explanation import ExplainResult
 from tuner.contract.probe import ProbeRow
@@ -21,6 +22,7 @@ from tuner.store.store import StudyStore
 def run(study: str, out: Path | None, storage: str | None) -> None:
     store = StudyStore.open(setup.storage_url(storage))
     spec = known_study(store, study)
+    out_file(out)
     path = out or Path("studies") / setup.short_name(spec.workload) / f"report.{study}.html"
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

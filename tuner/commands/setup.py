@@ -118,7 +118,7 @@ def typed_options(words: JobWords) -> dict[str, Scalar]:
 
     options = assignments(words.options, "--option")
     if words.data is not None:
-        if not words.data.exists():
+        if not os.path.exists(words.data):  # unlike Path.exists it raises for nothing
             raise WorkloadError(f"--data: {words.data} does not exist")
         options["data"] = written_down(words.data, "--data")
     if words.preset is not None:
@@ -175,7 +175,7 @@ def load_study_file(workload: str, given: Path | None) -> StudyFile:
     Raises ConfigError for a file of another workload: no file changes what was asked for.
     """
     for path in (given,) if given is not None else study_files(workload):
-        if path == given or path.is_file():
+        if path == given or os.path.isfile(path):
             file = load_document(StudyFile, read_file(path), str(path))
             check_asked(file, workload, str(path))
             return file

@@ -26,7 +26,8 @@ from pydantic_core import core_schema
 from tuner.contract.errors import ConfigError
 
 Scalar = str | int | float | bool | None
-Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9._-]{1,128}$")]
+NAME_PATTERN = r"^[A-Za-z0-9._-]{1,128}$"
+Name = Annotated[str, StringConstraints(pattern=NAME_PATTERN)]
 
 _Model = TypeVar("_Model", bound="Frozen")
 _SURROGATES = re.compile("[\ud800-\udfff]")

@@ -16,7 +16,7 @@ LONGEST_S = 366 * 86400.0
 
 
 class Given(Frozen):
-    """A closed, frozen type whose numbers are checked, wherever they stand in it."""
+    """A closed, frozen type whose numbers are checked, wherever they stand in it. (Types within it check their own.)"""
 
     @field_validator("*")
     @classmethod

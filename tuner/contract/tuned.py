@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import math
 from typing import Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from tuner.contract.base import Frozen
 from tuner.contract.config import RunConfig
+from tuner.contract.given import Given
 from tuner.contract.measurement import Environment, Interval, MemoryPeak, Outcome
+
+LEAST_RATE, MOST_RATE = 1e-9, 1e15
 
 
 class Confirmed(Frozen):
@@ -27,21 +31,21 @@ class Confirmed(Frozen):
     """The host's reference work meanwhile."""
 
 
-class Promise(Frozen):
+class Promise(Given):
     """What production will do with this configuration on the machine it was measured on."""
 
     samples_per_s: Interval
     """Prediction interval for one further process, from the fresh measurements of the ship gate."""
-    peak_bytes: int
-    peak_low_bytes: int
-    peak_high_bytes: int
+    peak_bytes: int = Field(ge=0)
+    peak_low_bytes: int = Field(ge=0)
+    peak_high_bytes: int = Field(ge=0)
     peak_from: str = ""
     """What the peak stands on: the whole evaluation, or so many of its batches; empty = not known."""
-    hours: float
+    hours: float = Field(gt=0, le=MOST_RATE)
     """Steady-state hours to the horizon, compile time included."""
     gain: Interval
     """Throughput over the baseline's, paired and interleaved; 1.0 = equal."""
-    break_even_samples: int | None = None
+    break_even_samples: int | None = Field(default=None, ge=0)
     """After this many samples the time saved has paid for the tuning; None = never within any horizon."""
     reference_s: tuple[float, ...] = ()
     """The host's reference work while this was measured, to tell the host's drift from a broken promise."""
@@ -49,6 +53,21 @@ class Promise(Frozen):
     """Where it was measured anew just before the run; None = it is the search's own promise."""
     confirmed: tuple[Confirmed, ...] | None = None
     """What was measured then."""
+
+    @field_validator("samples_per_s", "gain")
+    @classmethod
+    def _can_be_divided_by(cls, value: Interval) -> Interval:
+        """Runs are held against it. The ends of an interval may be unknown: 0 and infinity."""
+        if not (LEAST_RATE <= value.value <= MOST_RATE and 0 <= value.low <= value.high):
+            raise ValueError(f"a value from {LEAST_RATE:g} to {MOST_RATE:g} with 0 <= low <= high is expected")
+        return value
+
+    @field_validator("reference_s")
+    @classmethod
+    def _durations(cls, value: tuple[float, ...]) -> tuple[float, ...]:
+        if not all(0 < seconds < math.inf for seconds in value):
+            raise ValueError("finite seconds above 0 are expected")
+        return value
 
 
 class Origin(Frozen):
@@ -74,7 +93,7 @@ class Provenance(Origin):
     created: str
 
 
-class TunedConfig(Frozen):
+class TunedConfig(Given):
     """The document `tuner optimize` writes and `tuner train --config` reads."""
 
     config: RunConfig
