@@ -15,6 +15,7 @@ from benchmarks.honest.plain_loop import Asked
 from tuner.contract.config import LoaderConfig, RunConfig
 from tuner.contract.probe import PointReply, ProbeKind, ProbeLimits, ProbeRequest, Stage
 from tuner.contract.statistics import throughput
+from tuner.contract.trust import ANY_CODE
 from tuner.probe.runner import SubprocessRunner
 
 CLASSES = {"sleep": "Sleeping", "burn": "Burning"}
@@ -70,7 +71,7 @@ def in_turns(first: Callable[[], float], second: Callable[[], float], number: in
 def fresh_runner() -> Iterator[SubprocessRunner]:
     with (
         tempfile.TemporaryDirectory(prefix="tuner-honest-") as folder,
-        SubprocessRunner(Path(folder) / "cache", log_dir=Path(folder) / "logs") as runner,
+        SubprocessRunner(Path(folder) / "cache", log_dir=Path(folder) / "logs", trust=ANY_CODE) as runner,
     ):
         yield runner
 

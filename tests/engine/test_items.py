@@ -86,7 +86,7 @@ def _refused(make: Make, words: str, kind: ProbeKind, workers: int) -> None:
 
     config = Job({}).info().baseline.model_copy(update={"loader": LoaderConfig(num_workers=workers)})
     (reply,) = replies(answer(kind, config, workload=Job))
-    assert reply.outcome in (Outcome.CRASHED, Outcome.LOADER_ERROR)
+    assert reply.outcome is Outcome.BAD_INPUT
     assert reply.message.startswith(words)
     assert "collate" in reply.message or "dict of tensors" in reply.message
     assert not reply.detail

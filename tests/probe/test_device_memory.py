@@ -63,6 +63,6 @@ def test_a_dirty_gpu_is_not_measured_on(tmp_path: Path, device: str) -> None:
         first = runner.run(asked.model_copy(update={"device": "auto"}))
         second = runner.run(asked)
         again = runner.run(asked)
-    assert [point.outcome for point in first.points] == [Outcome.CRASHED, Outcome.NO_RESULT]
-    expected = [Outcome.CRASHED, Outcome.NO_RESULT] if device == "cpu" else [Outcome.CONTENDED] * 2
+    assert [point.outcome for point in first.points] == [Outcome.BAD_INPUT, Outcome.NO_RESULT]
+    expected = [Outcome.BAD_INPUT, Outcome.NO_RESULT] if device == "cpu" else [Outcome.CONTENDED] * 2
     assert [point.outcome for point in second.points] == [point.outcome for point in again.points] == expected

@@ -12,6 +12,7 @@ from torch import nn
 
 from tests.toys import Toy
 from tuner.contract.base import Scalar
+from tuner.contract.trust import Trust
 from tuner.contract.workload import Batch, Term
 from tuner.probe.runner import SubprocessRunner
 from tuner.testing import WorkloadContract
@@ -21,9 +22,13 @@ class TestToy(WorkloadContract):
     workload = "tests.toys:Toy"
     options = {"samples": 64}  # noqa: RUF012
 
-    def test_batch_norm_that_is_not_owned_up_to_is_found(self, runner: SubprocessRunner, cache_dir: Path) -> None:
-        with pytest.raises(AssertionError, match=r"2 x BatchNorm1d.*batch_coupled=True"):
-            _BatchNormSuite().test_accumulation_changes_no_gradient(runner, cache_dir)
+    def test_batch_norm_that_is_not_owned_up_to_is_found(self, cache_dir: Path) -> None:
+        suite = _BatchNormSuite()
+        with (
+            SubprocessRunner(cache_dir, log_dir=cache_dir / "logs", trust=Trust.of(suite.workload)) as runner,
+            pytest.raises(AssertionError, match=r"2 x BatchNorm1d.*batch_coupled=True"),
+        ):
+            suite.test_accumulation_changes_no_gradient(runner, cache_dir)
 
 
 class _BatchNormSuite(WorkloadContract):
