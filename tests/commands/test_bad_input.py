@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import sqlite3
 from pathlib import Path
 
@@ -118,10 +119,16 @@ def test_a_corrupt_store_is_refused_and_left_as_it_is(tuner: RunTuner, tmp_path:
 
 def test_a_foreign_database_keeps_its_tables(tuner: RunTuner, tmp_path: Path) -> None:
     store = tmp_path / "mine.db"
-    with sqlite3.connect(store) as connection:
+    with contextlib.closing(sqlite3.connect(store)) as connection, connection:
         connection.execute("create table recipes (name text)")
         connection.execute("insert into recipes values ('bread')")
-    ran = tuner("show", "--storage", f"sqlite:///{store}")
-    assert ran.code == 0, ran.err
+    before = store.read_bytes()
+    for words in (("show",), ("runs",), ("optimize", "-w", TOY, "--gpu", "cpu"), ("train", "-w", TOY)):
+        ran = tuner(*words, "--storage", f"sqlite:///{store}")
+        assert ran.code == 2, ran.err
+        assert "it is the database of another program (it holds recipes); nothing in it was changed" in ran.err
+        assert len(ran.err.splitlines()) == 1
+    assert store.read_bytes() == before
+    assert {path.name for path in tmp_path.iterdir()} == {"mine.db"}
     with sqlite3.connect(store) as connection:
         assert connection.execute("select name from recipes").fetchall() == [("bread",)]

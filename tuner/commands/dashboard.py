@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from tuner.commands import console as speak
 from tuner.commands import setup
-from tuner.store.store import StudyStore
 
 
 def run(storage: str | None, host: str, port: int, allow_remote: bool) -> None:
@@ -12,7 +11,7 @@ def run(storage: str | None, host: str, port: int, allow_remote: bool) -> None:
     from tuner.store.trials import open_storage
 
     url = setup.storage_url(storage)
-    StudyStore.open(url).close()
+    setup.open_for_reading(storage).close()
     console = speak.make_console(as_json=False)
     serve(
         open_storage(url),

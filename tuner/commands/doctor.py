@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from tuner.commands import console as speak
 from tuner.commands import setup
 from tuner.contract.config import CompileMode
-from tuner.contract.errors import JobFailed, StoreError, TunerError
+from tuner.contract.errors import JobFailed, TunerError
 from tuner.contract.gpu import DeviceInfo, detected_profile
 from tuner.contract.probe import DescribeEvent, ProbeKind, ProbeRequest, Stage
 
@@ -21,7 +21,7 @@ def run(storage: str | None, *, as_json: bool) -> None:
     console = speak.make_console(as_json=as_json)
     described = examine()
     device = described.device
-    store = store_state(setup.storage_url(storage))
+    store = store_state(storage)
     if as_json:
         data = {"device": device.model_dump(mode="json"), "environment": described.environment.model_dump(mode="json")}
         speak.emit_json(json.dumps({**data, "profile": detected_profile(device).name, "store": store}, indent=2))
@@ -45,13 +45,9 @@ def examine() -> DescribeEvent:
     return reply.description
 
 
-def store_state(url: str) -> str:
-    from tuner.store.store import StudyStore
-
+def store_state(storage: str | None) -> str:
     try:
-        return f"ok, {len(StudyStore.open(url).studies())} studies"
-    except StoreError as error:
-        return str(error)
+        return f"ok, {len(setup.open_for_reading(storage).study_names())} studies"
     except TunerError as error:
         return str(error)
 

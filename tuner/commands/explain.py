@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 def run(study: str | None, config: Path | None, out: Path | None, storage: str | None, *, as_json: bool) -> None:
     """Raises ConfigError for a study or a file that says nothing, JobFailed before the baseline was measured."""
     name, wanted = (study, None) if config is None else _from_file(study, config)
-    store = StudyStore.open(setup.storage_url(storage))
+    store = setup.open_for_reading(storage)
     spec = known_study(store, name or _only(store))
     result = explain(spec, store.rows(spec.name), store.decision(spec.name), wanted)
     console = speak.make_console(as_json=as_json)

@@ -22,7 +22,7 @@ def run(study: str, format_: str, out: Path | None, storage: str | None) -> None
     if format_ not in FORMATS:
         raise ConfigError(f"--format: unknown format {format_!r}; known: {', '.join(FORMATS)}")
     out_file(out)
-    store = StudyStore.open(setup.storage_url(storage))
+    store = setup.open_for_reading(storage)
     spec = known_study(store, study)
     text = _csv(store, spec) if format_ == "csv" else _tuned_text(winner(store, spec), format_)
     if out is None:
@@ -40,7 +40,7 @@ def run(study: str, format_: str, out: Path | None, storage: str | None) -> None
 def known_study(store: StudyStore, study: str) -> StudySpec:
     spec = store.study(study)
     if spec is None:
-        known = ", ".join(summary.name for summary in store.studies()) or "none"
+        known = ", ".join(store.study_names()) or "none"
         raise ConfigError(f"study {study!r} is not in the store; known: {known}")
     return spec
 

@@ -348,7 +348,7 @@ def memory_cap(search: SearchWords, target: GpuProfile, device: DeviceInfo) -> i
 def open_study(store: StudyStore, spec: StudySpec, search: SearchWords) -> StudySpec:
     """Create the study, or go on with the one of that name when it asks the same question."""
     if search.fresh:
-        taken = {summary.name for summary in store.studies()}
+        taken = set(store.study_names())
         number = 2
         while (name := f"{spec.name}-{number}") in taken:
             number += 1

@@ -16,11 +16,10 @@ from tuner.contract.study import StudySpec
 from tuner.contract.tuned import Decision
 from tuner.report.page import write_report
 from tuner.search.explain import explain
-from tuner.store.store import StudyStore
 
 
 def run(study: str, out: Path | None, storage: str | None) -> None:
-    store = StudyStore.open(setup.storage_url(storage))
+    store = setup.open_for_reading(storage)
     spec = known_study(store, study)
     out_file(out)
     path = out or Path("studies") / setup.short_name(spec.workload) / f"report.{study}.html"

@@ -49,14 +49,14 @@ ENDED = (RunStatus.STOPPED, RunStatus.FAILED, RunStatus.DIED)
 
 def run(run_id: str | None, workload: str | None, limit: int, storage: str | None, *, as_json: bool) -> None:
     """Raises ConfigError for an unknown run, StoreError for a store that cannot be read."""
-    from tuner.store.store import StudyStore
-
     console = speak.make_console(as_json=as_json)
-    with StudyStore.open(setup.storage_url(storage)) as store:
+    with setup.open_for_reading(storage) as store:
         if run_id is not None:
             _show_one(_find(store, run_id), console, as_json=as_json)
         else:
             _show_all(store, workload, limit, console, as_json=as_json)
+        for name, why in store.problems.items():
+            console.print(f"{name} cannot be read: {why}", style="red")
 
 
 def _find(store: StudyStore, run_id: str) -> ProductionRun:
@@ -65,6 +65,8 @@ def _find(store: StudyStore, run_id: str) -> ProductionRun:
         return found[0]
     if found:
         raise ConfigError(f"run {run_id!r}: several begin so: {', '.join(item.id for item in found)}; type more of it")
+    for name, why in store.problems.items():
+        raise ConfigError(f"{name} cannot be read: {why}")
     newest, _ = store.newest_runs(5)
     known = ", ".join(item.id for item in newest) or "none yet; make one: tuner train"
     raise ConfigError(f"run {run_id!r} is not in the store {store.shown_url}; the newest are: {known}")
@@ -75,7 +77,7 @@ def _show_all(store: StudyStore, workload: str | None, limit: int, console: Cons
         return workload is None or workload in (name, setup.short_name(name))
 
     found, more = store.newest_runs(limit, wanted)
-    lines = [line_of(item) for item in found]
+    lines = list(store.readable(found, lambda item: f"run {item.id}", line_of))
     if as_json:
         speak.emit_json(plain_json(RunsResult(runs=tuple(lines), more=more)))
         return

@@ -24,6 +24,7 @@ from tuner.contract.workload import WorkloadInfo
 
 if TYPE_CHECKING:
     from tuner.probe.runner import SubprocessRunner
+    from tuner.store.store import StudyStore
 
 DEFAULT_STORAGE = "sqlite:///studies/studies.db"
 GIB = 1 << 30
@@ -58,6 +59,13 @@ class Job:
 
 def storage_url(storage: str | None) -> str:
     return storage or DEFAULT_STORAGE
+
+
+def open_for_reading(storage: str | None) -> StudyStore:
+    """The store as it is; nothing is made. One that was named must be there, the usual one may not be there yet."""
+    from tuner.store.store import StudyStore
+
+    return StudyStore.read(storage_url(storage), empty=storage is None)
 
 
 def cache_dir() -> Path:

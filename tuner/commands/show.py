@@ -17,38 +17,35 @@ if TYPE_CHECKING:
 
 
 def run(study: str | None, probes: bool, storage: str | None, *, as_json: bool) -> None:
-    store = StudyStore.open(setup.storage_url(storage))
+    store = setup.open_for_reading(storage)
     console = speak.make_console(as_json=as_json)
     if study is None:
         _all(store, console, as_json=as_json)
     else:
         _one(store, study, probes, console, as_json=as_json)
+    for name, why in store.problems.items():
+        console.print(f"{name} cannot be read: {why}", style="red")
 
 
 def _all(store: StudyStore, console: Console, *, as_json: bool) -> None:
-    names = [summary.name for summary in store.studies()]
+    found = store.studies()
     if as_json:
-        listed = [{"study": name, "probes": len(store.rows(name)), "decision": _kind(store, name)} for name in names]
+        listed = [{"study": item.name, "probes": item.probes, "decision": item.decision} for item in found]
         speak.emit_json(json.dumps({"studies": listed}, indent=2))
         return
-    if not names:
+    if not found and not store.problems:
         console.print("no studies yet; make one: tuner optimize --workload latent_cfg --gpu auto")
-    for name in names:
-        console.print(f"{name:<40} {len(store.rows(name)):>4} points   {_kind(store, name) or 'unfinished'}")
-
-
-def _kind(store: StudyStore, name: str) -> str | None:
-    decision = store.decision(name)
-    return decision.kind if decision else None
+    for item in found:
+        console.print(f"{item.name:<40} {item.probes:>4} points   {item.decision or 'unfinished'}")
 
 
 def _one(store: StudyStore, study: str, probes: bool, console: Console, *, as_json: bool) -> None:
     spec = store.study(study)
     if spec is None:
-        known = ", ".join(summary.name for summary in store.studies()) or "none"
+        known = ", ".join(store.study_names()) or "none"
         raise ConfigError(f"study {study!r} is not in the store; known: {known}")
-    rows = store.rows(study)
-    decision = store.decision(study)
+    rows = store.readable_rows(study)
+    decision = next(store.readable([study], lambda name: f"decision of study {name}", store.decision), None)
     runs = store.runs(study)
     if as_json:
         data = {

@@ -28,7 +28,7 @@ FARE_WELL_S = 8.0
 """How long a closed host may take to end its probe and itself before it is killed."""
 
 _SECRET = re.compile(r"PASSW|SECRET|PGPASS|MYSQL_PWD|^TUNER_STORAGE|^OPTUNA_STORAGE|^DATABASE_URL", re.IGNORECASE)
-_URL_WITH_PASSWORD = re.compile(r"^[a-z][a-z0-9+.-]*://[^/@\s]*:[^/@\s]+@", re.IGNORECASE)
+_URL_WITH_PASSWORD = re.compile(r"^[a-z][a-z0-9+.-]*://(\S*:\S+@|\S*[?&][^=\s]*pass[^=\s]*=)", re.IGNORECASE)
 
 
 class HostLost(Exception):

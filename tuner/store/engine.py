@@ -11,9 +11,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote, quote_plus
 
 from sqlalchemy import URL, Connection, Engine, create_engine, event, make_url
 from sqlalchemy.exc import ArgumentError, DBAPIError, NoSuchModuleError, SQLAlchemyError
+from sqlalchemy.pool import NullPool
 
 from tuner.contract.errors import StoreError
 
@@ -38,11 +40,15 @@ def parse_url(text: str) -> URL:
     try:
         url = make_url(text)
     except (ArgumentError, ValueError):
-        scheme = text.partition(":")[0][:40]
+        begins = "" if "@" in text else f" (it begins with {text.partition(':')[0][:40]!r})"
         raise StoreError(
-            f"--storage: this is no database URL (it begins with {scheme!r}); "
-            "expected is sqlite:///PATH or postgresql://USER@HOST/DATABASE"
+            f"--storage: this is no database URL{begins}; expected is sqlite:///PATH or postgresql://USER@HOST/DATABASE"
         ) from None
+    if not is_sqlite(url) and "@" in f"{url.host}{url.database}":
+        raise StoreError(
+            "--storage: there is an `@` too many, so where the password ends cannot be told; "
+            "within a user's name or a password write it as %40 (and / as %2F, : as %3A)"
+        )
     if url.drivername in ("postgresql", "postgres"):
         url = url.set(drivername="postgresql+psycopg")
     if is_sqlite(url) and url.database in (None, "", ":memory:"):
@@ -80,6 +86,27 @@ def engine_options(url: URL, lock_timeout_s: float = LOCK_TIMEOUT_S) -> dict[str
             connect["options"] = limits
         return {"pool_pre_ping": True, "connect_args": connect}
     return {"pool_pre_ping": True}
+
+
+def make_reader(url: URL, lock_timeout_s: float = LOCK_TIMEOUT_S) -> Engine:
+    """An engine that cannot write, and beside a SQLite file makes no other. Raises StoreError as `make_engine` does."""
+    if not is_sqlite(url):
+        return make_engine(url, lock_timeout_s)
+    path = sqlite_path(url)
+    return create_engine("sqlite://", poolclass=NullPool, creator=lambda: read_only(path, lock_timeout_s))
+
+
+def read_only(path: Path, lock_timeout_s: float = LOCK_TIMEOUT_S) -> sqlite3.Connection:
+    """A connection for reading alone. Raises sqlite3.Error.
+
+    Without a log beside it the file is whole, and is read as one that does not change: SQLite needs no files beside it
+    then, so that a file can be read in a folder that nobody may write to.
+    """
+    whole = not any(path.with_name(path.name + beside).exists() for beside in ("-wal", "-journal"))
+    place = f"file:{quote(str(path.absolute()))}?mode=ro{'&immutable=1' if whole else ''}"
+    connection = sqlite3.connect(place, uri=True, timeout=lock_timeout_s, check_same_thread=False)
+    connection.text_factory = lambda data: data.decode("utf-8", "replace")
+    return connection
 
 
 def make_engine(url: URL, lock_timeout_s: float = LOCK_TIMEOUT_S) -> Engine:
@@ -209,5 +236,6 @@ def _scrubbed(text: str, url: URL) -> str:
     secrets = [str(url.password)] if url.password else []
     secrets += [str(value) for key, value in url.query.items() if "pass" in key.lower()]
     for secret in secrets:
-        text = text.replace(secret, _HIDDEN)
+        for written in (secret, quote(secret, safe=""), quote_plus(secret)):
+            text = text.replace(written, _HIDDEN)
     return text

@@ -1,4 +1,5 @@
-"""Makes and migrates our tables, and refuses what is not a store of ours: damaged, empty, or written by a newer tuner.
+"""Makes and migrates our tables where a store is written, changes nothing where one is read, and refuses what is no
+store of ours: damaged, empty, another program's, or written by a newer tuner.
 
 A new SQLite store is made complete under another name and then put in place, so a store file that exists has its
 tables, wherever its maker was killed.
@@ -7,20 +8,32 @@ tables, wherever its maker was killed.
 from __future__ import annotations
 
 import os
-from contextlib import suppress
+from contextlib import closing, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from sqlalchemy import URL, Connection, Engine, inspect
+from sqlalchemy import URL, Connection, Engine, create_engine, inspect
+from sqlalchemy.pool import StaticPool
 
 from tuner.contract.errors import StoreError
-from tuner.store.engine import damaged, for_writing, is_sqlite, make_engine, setup_lock, shown, sqlite_path
-from tuner.store.tables import SCHEMA_REVISION, VERSION_TABLE
+from tuner.store.engine import (
+    damaged,
+    for_writing,
+    is_sqlite,
+    make_engine,
+    make_reader,
+    read_only,
+    setup_lock,
+    shown,
+    sqlite_path,
+)
+from tuner.store.tables import SCHEMA_REVISION, VERSION_TABLE, metadata
 
 if TYPE_CHECKING:
     from alembic.config import Config
 
 _HEADER = b"SQLite format 3\x00"
+_OPTUNA_TABLES = {"studies", "trials", "version_info"}
 _CHECKED_BYTES = 128 << 20
 """Files up to this size are checked whole at every start; that takes well under a second."""
 
@@ -43,10 +56,61 @@ def open_engine(url: URL, lock_timeout_s: float) -> Engine:
     return engine
 
 
+def open_reader(url: URL, lock_timeout_s: float, *, empty: bool) -> Engine:
+    """An engine for reading a store that is there; nothing is made, migrated or changed.
+
+    `empty`: a SQLite file that is not there is read as a store without studies. Raises StoreError, SQLAlchemyError,
+    OSError.
+    """
+    if is_sqlite(url) and not sqlite_path(url).exists():
+        if not empty:
+            raise StoreError(
+                f"{shown(url)}: there is no such store; correct --storage (`tuner optimize` makes a new one)"
+            )
+        engine = create_engine("sqlite://", poolclass=StaticPool)
+        metadata.create_all(engine)
+        return engine
+    if is_sqlite(url):
+        _check_kind(sqlite_path(url))
+        _refuse_foreign(url)
+    engine = make_reader(url, lock_timeout_s)
+    try:
+        if is_sqlite(url):
+            _check_pages(engine, sqlite_path(url))
+        found = _revision(engine)
+        if found is None:
+            raise StoreError(f"{shown(url)}: no study of the tuner's is kept there; nothing in it was changed")
+        if found != SCHEMA_REVISION:
+            with engine.connect() as connection:
+                _refuse_newer(connection, alembic_config(), shown(url))
+            raise StoreError(f"{shown(url)}: written by an older tuner; `tuner optimize` brings it up to date")
+    except BaseException:
+        engine.dispose()
+        raise
+    return engine
+
+
 def _settle_file(url: URL, lock_timeout_s: float) -> None:
     path = sqlite_path(url)
     if not path.exists():
         _create_file(path, url, lock_timeout_s)
+    _check_kind(path)
+    _refuse_foreign(url)
+
+
+def _refuse_foreign(url: URL) -> None:
+    """Another program's database stays as it is. Optuna's own has room for ours."""
+    with closing(read_only(sqlite_path(url))) as connection:
+        names = {str(name) for (name,) in connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
+    if names and VERSION_TABLE not in names and not names >= _OPTUNA_TABLES:
+        known = ", ".join(sorted(names)[:3])
+        raise StoreError(
+            f"{shown(url)}: it is the database of another program (it holds {known}); nothing in it was changed. "
+            "Name another --storage"
+        )
+
+
+def _check_kind(path: Path) -> None:
     if not path.is_file():
         raise StoreError(f"{path}: this is not a file; --storage needs the path of a SQLite file")
     with path.open("rb") as file:
@@ -97,9 +161,13 @@ def _use_wal(connection: Connection) -> None:
 
 
 def _check_file(engine: Engine) -> None:
-    path = sqlite_path(engine.url)
     with engine.connect() as connection:
         _use_wal(connection)
+    _check_pages(engine, sqlite_path(engine.url))
+
+
+def _check_pages(engine: Engine, path: Path) -> None:
+    with engine.connect() as connection:
         if path.stat().st_size <= _CHECKED_BYTES:
             verdict = connection.exec_driver_sql("PRAGMA quick_check(1)").scalar()
             if verdict != "ok":
@@ -114,7 +182,7 @@ def _migrate(engine: Engine) -> None:
 
     config = alembic_config()
     with for_writing(engine) as connection:
-        _refuse_newer(connection, config)
+        _refuse_newer(connection, config, shown(engine.url))
         config.attributes["connection"] = connection
         command.upgrade(config, "head")
 
@@ -129,14 +197,14 @@ def _revision(bind: Engine | Connection) -> str | None:
         return connection.exec_driver_sql(sql).scalar()
 
 
-def _refuse_newer(connection: Connection, config: Config) -> None:
+def _refuse_newer(connection: Connection, config: Config, place: str) -> None:
     from alembic.script import ScriptDirectory
 
     found = _revision(connection)
     known = {script.revision for script in ScriptDirectory.from_config(config).walk_revisions()}
     if found is not None and found not in known:
         raise StoreError(
-            f"{shown(connection.engine.url)}: written by a newer tuner (its schema is {found!r}, known here is up to "
+            f"{place}: written by a newer tuner (its schema is {found!r}, known here is up to "
             f"{SCHEMA_REVISION!r}); nothing in it was changed. Update tuner, or name another --storage"
         )
 

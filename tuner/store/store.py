@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import time
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
@@ -19,7 +19,7 @@ from sqlalchemy.exc import DBAPIError, IntegrityError, InterfaceError, Operation
 
 from tuner.contract.base import Frozen, parse_json
 from tuner.contract.config import RunConfig
-from tuner.contract.errors import ConfigError, StoreError
+from tuner.contract.errors import StoreError, TunerError
 from tuner.contract.measurement import Outcome
 from tuner.contract.probe import ProbeReply, ProbeRequest, ProbeRow, TrainResult
 from tuner.contract.production import ProductionRun, RunStatus
@@ -36,13 +36,24 @@ from tuner.store.engine import (
     readable_errors,
     shown,
 )
-from tuner.store.schema import open_engine
+from tuner.store.schema import open_engine, open_reader
 from tuner.store.spool import Spool, Spooled, default_spool_dir
 
 _ATTEMPTS = 4
 _FIRST_PAUSE_S = 0.1
 
+_Item = TypeVar("_Item")
 _Result = TypeVar("_Result")
+UNREADABLE = (TunerError, ValueError, TypeError, KeyError, ArithmeticError, RecursionError)
+"""What reading a row may raise that somebody has written by hand."""
+
+
+def _run_name(row: Any) -> str:
+    return f"run {row['id']}"
+
+
+def _workload_of(row: Any) -> str:
+    return str(json.loads(row["config"])["workload"])
 
 
 class StudySummary(Frozen):
@@ -71,6 +82,8 @@ class StudyStore:
         self._lock_timeout_s = lock_timeout_s
         self._seen: dict[str, list[ProbeRow]] = {}
         self._workloads: dict[str, str] = {}
+        self.problems: dict[str, str] = {}
+        """What was left out of a list, as it cannot be read: `run 3f2a91` -> why, in one line."""
 
     @classmethod
     def open(cls, url: str, *, spool_dir: Path | None = None, lock_timeout_s: float = LOCK_TIMEOUT_S) -> Self:
@@ -83,6 +96,17 @@ class StudyStore:
         with readable_errors(address, lock_timeout_s):
             engine = open_engine(address, lock_timeout_s)
         return cls(address, engine, Spool(spool_dir or default_spool_dir(address)), lock_timeout_s)
+
+    @classmethod
+    def read(cls, url: str, *, empty: bool = False, lock_timeout_s: float = LOCK_TIMEOUT_S) -> Self:
+        """Open a store for reading alone: nothing is made or changed, and what writes raises StoreError.
+
+        `empty`: where there is no file yet, a store without studies. Raises StoreError as `open` does.
+        """
+        address = parse_url(url)
+        with readable_errors(address, lock_timeout_s):
+            engine = open_reader(address, lock_timeout_s, empty=empty)
+        return cls(address, engine, Spool(default_spool_dir(address)), lock_timeout_s)
 
     @property
     def shown_url(self) -> str:
@@ -135,10 +159,26 @@ class StudyStore:
             .group_by(tables.study.c.id)
             .order_by(tables.study.c.id)
         )
-        return tuple(self._summary_line(row) for row in self._fetch(query))
+        return tuple(self.readable(self._fetch(query), lambda row: f"study {row['name']}", self._summary_line))
+
+    def study_names(self) -> tuple[str, ...]:
+        """Of every study, oldest first, readable or not."""
+        return tuple(row["name"] for row in self._fetch(select(tables.study.c.name).order_by(tables.study.c.id)))
+
+    def readable(
+        self, items: Iterable[_Item], name: Callable[[_Item], str], read: Callable[[_Item], _Result]
+    ) -> Iterator[_Result]:
+        """What `read` makes of each item; one that cannot be read is left out, and noted in `problems` by its name."""
+        for item in items:
+            try:
+                found = read(item)
+            except UNREADABLE as error:
+                self.problems[name(item)] = next(iter(str(error).splitlines()), type(error).__name__)[:300]
+            else:
+                yield found
 
     def _summary_line(self, row: Any) -> StudySummary:
-        spec = parse_json(StudySpec, row["spec"], f"{self.shown_url}: study {row['name']!r}")
+        spec = parse_json(StudySpec, row["spec"], f"study {row['name']!r}")
         return StudySummary(
             name=row["name"],
             workload=spec.workload,
@@ -172,18 +212,31 @@ class StudyStore:
     def rows(self, name: str) -> tuple[ProbeRow, ...]:
         """Every stored point of a study by number. Raises StoreError when there is no such study."""
         seen = self._seen.setdefault(name, [])
-        query = (
-            select(tables.probe)
-            .join(tables.study, tables.study.c.id == tables.probe.c.study_id)
-            .where(tables.study.c.name == name, tables.probe.c.number >= len(seen))
-            .order_by(tables.probe.c.number)
-        )
-        found = self._fetch(query)
+        found = self._probes(name, len(seen))
         if not found and not seen:
             self._required(name)
         # finished rows never change and numbers have no gaps, so only what is new is read
         seen.extend(self._of_study(name, self._parsed(row)) for row in found)
         return tuple(seen)
+
+    def readable_rows(self, name: str) -> tuple[ProbeRow, ...]:
+        """The same for people to look at: a row that cannot be read is one of `problems`."""
+        return tuple(
+            self.readable(
+                self._probes(name, 0),
+                lambda row: f"probe {row['number']} of study {name}",
+                lambda row: self._of_study(name, self._parsed(row)),
+            )
+        )
+
+    def _probes(self, name: str, since: int) -> list[Any]:
+        query = (
+            select(tables.probe)
+            .join(tables.study, tables.study.c.id == tables.probe.c.study_id)
+            .where(tables.study.c.name == name, tables.probe.c.number >= since)
+            .order_by(tables.probe.c.number)
+        )
+        return self._fetch(query)
 
     def _of_study(self, name: str, row: ProbeRow) -> ProbeRow:
         """Raises StoreError for a row of another workload: what a search ships comes from its rows."""
@@ -298,7 +351,10 @@ class StudyStore:
         query = select(tables.run).order_by(tables.run.c.started_at, tables.run.c.id)
         if study is not None:
             query = query.where(tables.run.c.study == study)
-        return tuple(codec.production_run(row, self.shown_url) for row in self._fetch(query))
+        return tuple(self._runs(self._fetch(query)))
+
+    def _runs(self, rows: Iterable[Any]) -> Iterator[ProductionRun]:
+        return self.readable(rows, _run_name, lambda row: codec.production_run(row, self.shown_url))
 
     def newest_runs(
         self, limit: int, wanted: Callable[[str], bool] = lambda _workload: True
@@ -307,10 +363,11 @@ class StudyStore:
         are. Only those are read whole: a result holds thousands of step times."""
         columns = tables.run.c
         query = select(columns.id, columns.config).order_by(columns.started_at.desc(), columns.id)
-        ids = [row["id"] for row in self._fetch(query) if wanted(json.loads(row["config"])["workload"])]
+        ids = list(self.readable(self._fetch(query), _run_name, lambda row: (row["id"], _workload_of(row))))
+        ids = [name for name, workload in ids if wanted(workload)]
         rows = {row["id"]: row for row in self._fetch(select(tables.run).where(columns.id.in_(ids[:limit])))}
         found = [rows[name] for name in ids[:limit] if name in rows]
-        return tuple(codec.production_run(row, self.shown_url) for row in found), len(ids) - len(found)
+        return tuple(self._runs(found)), len(ids) - len(found)
 
     def runs_called(self, beginning: str) -> tuple[ProductionRun, ...]:
         """Production runs whose id begins so, or is just so; oldest first."""
@@ -318,7 +375,7 @@ class StudyStore:
         query = select(tables.run).where(columns.id.startswith(beginning, autoescape=True))
         rows = self._fetch(query.order_by(columns.started_at, columns.id))
         exact = [row for row in rows if row["id"] == beginning]
-        return tuple(codec.production_run(row, self.shown_url) for row in exact or rows)
+        return tuple(self._runs(exact or rows))
 
     # -- inside
 
@@ -342,15 +399,14 @@ class StudyStore:
     def _required(self, name: str) -> StudySpec:
         spec = self.study(name)
         if spec is None:
-            names = [row["name"] for row in self._fetch(select(tables.study.c.name).order_by(tables.study.c.id))]
-            known = ", ".join(names) or "none yet"
+            known = ", ".join(self.study_names()) or "none yet"
             raise StoreError(f"{self.shown_url}: there is no study {name!r}; known: {known}")
         return spec
 
     def _parsed(self, row: Any) -> ProbeRow:
         try:
             return codec.probe_row(row, self.shown_url)
-        except (ConfigError, ValueError) as error:
+        except UNREADABLE as error:
             raise StoreError(f"{self.shown_url}: probe {row['number']} cannot be read: {error}") from None
 
     @staticmethod
