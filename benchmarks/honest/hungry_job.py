@@ -1,4 +1,4 @@
-"""A job whose evaluation keeps something of every batch: what `benchmarks.hungry` trains."""
+"""A job whose evaluation keeps something of every batch: what `benchmarks.honest.hungry` trains."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class Hungry:
 
     def info(self) -> WorkloadInfo:
         baseline = RunConfig(
-            workload="benchmarks.hungry_job:Hungry", options=self.options, optimizer=OptimizerConfig(lr=1e-3),
+            workload="benchmarks.honest.hungry_job:Hungry", options=self.options, optimizer=OptimizerConfig(lr=1e-3),
             micro_batch_size=MICRO, accumulation_steps=4, horizon_samples=2 * TRAIN, threads=1,
             cadence=Cadence(log_samples=80, evaluate_samples=TRAIN, checkpoint_samples=TRAIN),
         )  # fmt: skip

@@ -1,7 +1,7 @@
 """Evaluations that keep something of every batch: promised peak memory against the one production reaches.
 
-python -m benchmarks.hungry
-python -m benchmarks.hungry --keep 100 300 500 900 --joined 100 300 --pause 0.005 --json hungry.json
+python -m benchmarks.honest.hungry
+python -m benchmarks.honest.hungry --keep 100 300 500 900 --joined 100 300 --pause 0.005 --json hungry.json
 
 Each job is probed as the ship gate and the soak do it, once with time for the whole evaluation and once with so little
 that most of it must be extrapolated; the promise is made as `tuner optimize` makes it. Then `tuner train` runs the job
@@ -16,7 +16,7 @@ import tempfile
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from benchmarks.hungry_job import BATCHES, Hungry
+from benchmarks.honest.hungry_job import BATCHES, Hungry
 from benchmarks.machine import print_machine, table, tuner
 from tuner.contract.config import RunConfig
 from tuner.contract.measurement import MemoryPeak
@@ -58,7 +58,7 @@ class Result:
 def main() -> None:
     words = parse()
     asked = " ".join(map(str, ["--keep", *words.keep, "--joined", *words.joined, "--pause", words.pause]))
-    print_machine(f"python -m benchmarks.hungry {asked}")
+    print_machine(f"python -m benchmarks.honest.hungry {asked}")
     print(
         f"{BATCHES} evaluation batches, {words.pause:g} s pause each; whole: {WHOLE_S:g} s are enough; part: of about a"
     )
