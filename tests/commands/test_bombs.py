@@ -47,10 +47,12 @@ def test_the_limits_name_the_machine_and_what_to_do() -> None:
     with pytest.raises(ConfigError, match=r"64 ranks on 2 cores \(at most 4 run here\); .* --nproc 4 or less"):
         check_capacity((GOOD, many), 2)
     check_capacity((many,), 64)
-    loading = GOOD.model_copy(update={"world_size": 4, "loader": LoaderConfig(num_workers=8)})
-    with pytest.raises(ConfigError, match=r"8 loader processes for each of 4 ranks on 2 cores \(at most 4 run here\)"):
+    loading = GOOD.model_copy(update={"world_size": 4, "loader": LoaderConfig(num_workers=32)})
+    with pytest.raises(
+        ConfigError, match=r"32 loader processes for each of 4 ranks on 2 cores \(at most 16 run here\)"
+    ):
         check_capacity((loading,), 2)
-    check_capacity((GOOD.model_copy(update={"threads": 16, "loader": LoaderConfig(num_workers=16)}),), 1)
+    check_capacity((GOOD.model_copy(update={"threads": 16, "loader": LoaderConfig(num_workers=64)}),), 1)
 
 
 def test_the_door_refuses_any_point_of_a_request(tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ is done in it that gives the loader's workers free time; the host's reference wo
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 from tuner.contract.config import CompileMode, RunConfig
 from tuner.contract.measurement import Measurement
@@ -66,6 +67,9 @@ class Meter(Hook):
         self._telemetry = TelemetrySampler(trainer.device)
         if self._wants_reference and trainer.device.type == "cpu":
             self._refer(trainer)
+        is_narrow(
+            [1.0] * max(6, self._limits.min_steps), 0, self._limits
+        )  # what the first call imports is in no step then
         self._least_warmup = FIRST_STEPS + buffered_steps(trainer.config)
         self._round = round_steps(trainer.config)
         compiles = trainer.config.compile is not CompileMode.EAGER
@@ -117,7 +121,8 @@ class Meter(Hook):
                 self._begin(trainer, record)
         elif len(record.step_s) >= self._next_judged:
             self._next_judged = len(record.step_s) + max(4, steps // 8)
-            self._stop(trainer, "precise", self._is_precise(record) and not self._drains(trainer, steps))
+            narrow = is_narrow(record.step_s, self._least_warmup, self._limits, self._round)
+            self._stop(trainer, "precise", narrow and not self._drains(trainer, steps))
 
     @staticmethod
     def _stop(trainer: Trainer, reason: str, enough: bool) -> None:
@@ -128,12 +133,6 @@ class Meter(Hook):
         """Were the steps of the stretch fed from what lay ready, so that they were faster than the loader can be?"""
         fallen = self._ready - trainer.source.ready()
         return fallen > DRAINED * steps * trainer.config.accumulation_steps
-
-    def _is_precise(self, record: StepRecord) -> bool:
-        cut = warmup_cut(record.step_s, minimum=self._least_warmup, round_steps=self._round)
-        if cut is None or len(record.step_s) - cut < self._limits.min_steps:
-            return False
-        return half_width(rate_interval(record.step_s[cut:], 1, round_steps=self._round)) <= self._limits.half_width
 
     def on_end(self, trainer: Trainer) -> None:
         """Raises Diverged when a total loss was not finite."""
@@ -181,6 +180,14 @@ class Meter(Hook):
     def _opened(self) -> StepRecord:
         assert self._record is not None, "the meter was not started"
         return self._record
+
+
+def is_narrow(step_s: Sequence[float], minimum: int, limits: ProbeLimits, round_steps: int = 1) -> bool:
+    """Are the steps after `minimum` steady, and is the interval of their throughput as narrow as wanted?"""
+    cut = warmup_cut(step_s, minimum=minimum, round_steps=round_steps)
+    if cut is None or len(step_s) - cut < limits.min_steps:
+        return False
+    return half_width(rate_interval(step_s[cut:], 1, round_steps=round_steps)) <= limits.half_width
 
 
 def buffered_steps(config: RunConfig) -> int:

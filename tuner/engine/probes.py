@@ -13,7 +13,6 @@ from pathlib import Path
 from tuner.contract.config import RunConfig
 from tuner.contract.measurement import Measurement
 from tuner.contract.probe import ProgressEvent
-from tuner.contract.statistics import half_width, rate_interval, warmup_cut
 from tuner.engine import judging
 from tuner.engine import soak as soaking
 from tuner.engine.bench import Answer, Bench
@@ -22,7 +21,7 @@ from tuner.engine.failure import Diverged
 from tuner.engine.hooks import Heartbeat, Hook
 from tuner.engine.loader import Group, ResidentSource, StreamSource, count_weights, first_batches, to_device
 from tuner.engine.memory import PeakMemory
-from tuner.engine.meter import PATIENCE, PRECISE_ROUNDS, Meter
+from tuner.engine.meter import PATIENCE, PRECISE_ROUNDS, Meter, is_narrow
 from tuner.engine.record import StepRecord, judge_warmup
 from tuner.engine.step import TOTAL, StepResult
 from tuner.engine.telemetry import TelemetrySampler
@@ -127,17 +126,12 @@ def _fetch(bench: Bench, config: RunConfig, source: StreamSource) -> tuple[list[
             break
         if whole and len(step_s) >= judged_at:
             judged_at += max(4, len(step_s) // 8)
-            if len(step_s) - dropped >= PRECISE_ROUNDS * every and _precise(step_s, dropped, limits.half_width, every):
+            if len(step_s) - dropped >= PRECISE_ROUNDS * every and is_narrow(step_s, dropped, limits, every):
                 break
         if time.monotonic() - told > 2.0:
             told = time.monotonic()
             bench.emit(ProgressEvent(done=len(step_s), total=0, text="fetching"))
     return step_s, dropped
-
-
-def _precise(step_s: list[float], dropped: int, wanted: float, every: int) -> bool:
-    cut = warmup_cut(step_s, minimum=dropped, round_steps=every)
-    return cut is not None and half_width(rate_interval(step_s[cut:], 1, round_steps=every)) <= wanted
 
 
 class LossKeeper(Hook):

@@ -9,10 +9,11 @@ from tuner.contract.config import RunConfig
 from tuner.contract.errors import ConfigError
 
 RANKS_PER_CORE = 2
-LOADERS_PER_CORE = 8
+LOADERS_PER_CORE = 32
+"""Loader processes may all wait for a network or a disk: a core serves many of them."""
 THREADS_PER_CORE = 4
-SMALL_MACHINE = 16
-"""Loader processes and threads that any machine may be asked for."""
+MIN_LOADERS, MIN_THREADS = 64, 16
+"""What any machine may be asked for."""
 
 
 def check_capacity(points: Iterable[RunConfig], cores: int) -> None:
@@ -25,14 +26,14 @@ def check_capacity(points: Iterable[RunConfig], cores: int) -> None:
                 f"world_size: {ranks} ranks on {_cores(cores)} (at most {most} run here); "
                 f"share the same effective batch among fewer with --nproc {most} or less"
             )
-        most = max(SMALL_MACHINE, LOADERS_PER_CORE * cores) // ranks
+        most = max(MIN_LOADERS, LOADERS_PER_CORE * cores) // ranks
         if workers > most:
             each = f" for each of {ranks} ranks" if ranks > 1 else ""
             raise ConfigError(
                 f"loader.num_workers: {workers} loader processes{each} on {_cores(cores)} (at most {most} run here); "
                 "write a smaller number into the configuration"
             )
-        most = max(SMALL_MACHINE, THREADS_PER_CORE * cores)
+        most = max(MIN_THREADS, THREADS_PER_CORE * cores)
         if point.threads > most:
             raise ConfigError(
                 f"threads: {point.threads} threads on {_cores(cores)} (at most {most} run here); "
