@@ -181,6 +181,8 @@ def test_an_option_that_would_cost_the_machine_is_refused(tuner: RunTuner, words
     [
         ("gate: {max_pairs: 1000000000}", "gate.max_pairs"),
         ("lr: {seeds: 1000000000}", "lr.seeds"),
+        ("space: {micro_batch_size: [8, 0]}", "space.micro_batch_size.1"),
+        ("space: {prefetch_factor: [-1]}", "space.prefetch_factor.0"),
         ("measure: {deadline_s: 1e300}", "measure.deadline_s"),
         (
             f"space: {{micro_batch_size: {[*range(1, 2000)]}, num_workers: {[*range(2000)]}}}",

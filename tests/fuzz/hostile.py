@@ -133,26 +133,41 @@ def paths_in(tree: Any, above: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]
         yield from paths_in(value, (*above, key))
 
 
+def alike(value: Any) -> st.SearchStrategy[Any]:
+    """Another value of the same kind: what passes the types and must be stood further in."""
+    if isinstance(value, bool):
+        return st.booleans()
+    if isinstance(value, int):
+        return st.one_of(st.integers(0, 64), st.integers(0, 1 << 40), st.sampled_from([2**n for n in range(63)]))
+    if isinstance(value, float):
+        return st.one_of(st.floats(0, 2), st.floats(1e-12, 1e12))
+    if isinstance(value, list):
+        return st.lists(st.sampled_from(value), max_size=8) if value else st.just([])
+    return st.just(value)
+
+
 @st.composite
 def changed(draw: st.DrawFn, tree: Any) -> str:
     """The JSON of `tree` (which YAML can read) with a few of its values, or some of its text, replaced."""
     made = json.loads(json.dumps(tree))
-    for _ in range(draw(st.integers(1, 2))):
+    for _ in range(draw(st.integers(1, 3))):
         *above, last = draw(st.sampled_from(list(paths_in(made)) or [("x",)]))
         place = made
         for key in above:
             place = place[key]
-        how = draw(st.integers(0, 9))
+        how = draw(st.integers(0, 12))
         if how == 0:
             place.pop(last)
         elif how == 1 and isinstance(place, dict):
             place[draw(texts)] = draw(values)
+        elif how < 9:
+            place[last] = draw(alike(place[last]))
         else:
             place[last] = draw(values)
         if not made:
             break
     text = json.dumps(made)
-    if draw(st.integers(0, 5)) == 0:
+    if draw(st.integers(0, 9)) == 0:
         at, length = draw(st.integers(0, len(text))), draw(st.integers(0, 20))
         text = text[:at] + draw(texts) + text[at + length :]
     return text.replace("NaN", ".nan").replace("Infinity", ".inf") if draw(st.booleans()) else text

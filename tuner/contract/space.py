@@ -6,7 +6,7 @@ import itertools
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from enum import StrEnum
-from typing import Any, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -45,19 +45,19 @@ class Dropped(Frozen):
 
 
 class SearchSpace(Given):
-    """Values per knob; an empty tuple = the baseline's value alone."""
+    """Values per knob, within what `RunConfig` allows; an empty tuple = the baseline's value alone."""
 
-    micro_batch_size: tuple[int, ...] = ()
-    effective_batch_size: tuple[int, ...] = ()
+    micro_batch_size: tuple[Annotated[int, Field(ge=1, le=1 << 20)], ...] = ()
+    effective_batch_size: tuple[Annotated[int, Field(ge=1, le=1 << 30)], ...] = ()
     """Searched only with `--effective-batch free`; the baseline's otherwise."""
     precision: tuple[Precision, ...] = ()
     compile: tuple[CompileMode, ...] = ()
     gradient_checkpointing: tuple[bool, ...] = ()
     channels_last: tuple[bool, ...] = ()
     fused: tuple[bool, ...] = ()
-    num_workers: tuple[int, ...] = ()
-    prefetch_factor: tuple[int, ...] = ()
-    lr: tuple[float, ...] = Field(default=())
+    num_workers: tuple[Annotated[int, Field(ge=0, le=256)], ...] = ()
+    prefetch_factor: tuple[Annotated[int, Field(ge=1, le=64)], ...] = ()
+    lr: tuple[Annotated[float, Field(gt=0, le=100)], ...] = Field(default=())
     options: dict[str, tuple[Scalar, ...]] = Field(default_factory=dict)
     """Options that change the model itself (width, layers): searched only under a quality constraint."""
 
