@@ -112,10 +112,12 @@ def test_a_file_is_explained_by_the_study_it_came_from(url: str, tmp_path: Path,
 
 
 def test_what_it_refuses_names_what_is_known(url: str, tmp_path: Path) -> None:
+    empty = f"sqlite:///{tmp_path / 'empty.db'}"
+    StudyStore.open(empty).close()
     with pytest.raises(ConfigError, match="'two' is not in the store; known: one"):
         run("two", None, None, url, as_json=True)
     with pytest.raises(ConfigError, match="name a study, or --config"):
-        run(None, None, None, f"sqlite:///{tmp_path / 'empty.db'}", as_json=True)
+        run(None, None, None, empty, as_json=True)
     (tmp_path / "file").touch()
     with pytest.raises(ConfigError, match="--out: "):
         run("one", None, tmp_path / "file", url, as_json=True)

@@ -60,7 +60,9 @@ def test_runs_are_listed_with_what_became_of_them_and_a_killed_one_is_told(
 
 
 def test_without_runs_it_says_how_to_make_one(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    runs.run(None, "gpt2", 20, f"sqlite:///{tmp_path}/studies/studies.db", as_json=False)
+    url = f"sqlite:///{tmp_path}/studies/studies.db"
+    StudyStore.open(url).close()
+    runs.run(None, "gpt2", 20, url, as_json=False)
     assert "no production runs of gpt2 yet; make one: tuner train" in capsys.readouterr().out
 
 
