@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from tuner.contract.measurement import ByteRange
 
 STRANDED = {"cpu": (0.0, 0.5, 1.0), "cuda": (0.0, 0.0, 0.5)}
-"""Share of what training leaves free in the heap that what is kept does not fit into: least, usual, most. On a host two
-jobs had 0.5 and 0.6; a CUDA allocator cuts its free blocks, and its figures are a guess."""
+"""Share of what training leaves free in the heap that what is kept does not fit into: least, usual, most. On a host one
+job had 0.5 and 0.6 at two sizes; a CUDA allocator cuts its free blocks, and its figures are a guess."""
 MADE_OF_KEPT = 8.0
 """Where the work after the last batch is too small to tell how it grows, it takes at most so many times what was kept:
 eight bytes for each one kept, as when booleans become float64."""
