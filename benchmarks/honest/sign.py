@@ -62,11 +62,12 @@ PAIRS = (
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=8, help="of the gate and of the loops, for each pair")
+    parser.add_argument("--cores", nargs="+", type=int, default=[1, 2], help="only pairs that run on so many cores")
     words = parser.parse_args()
     print_machine(f"python -m benchmarks.honest.sign {' '.join(sys.argv[1:])}".strip())
     every = sorted(os.sched_getaffinity(0))
     rows = []
-    for pair in PAIRS:
+    for pair in (pair for pair in PAIRS if pair.cores in words.cores):
         os.sched_setaffinity(0, every[-pair.cores :])
         with fresh_runner() as runner:
             gate, truth = judged(pair, words.rounds, runner)
