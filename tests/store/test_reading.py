@@ -165,6 +165,15 @@ def test_one_bad_row_costs_its_own_line(tuner: RunTuner, tmp_path: Path, stateme
         assert f"{named} cannot be read: " in said
 
 
+def test_a_name_that_is_no_text_is_named_among_the_known(tuner: RunTuner, tmp_path: Path) -> None:
+    url = filled(tmp_path / "studies.db")
+    changed(tmp_path / "studies.db", "UPDATE tuner_study SET name = x'00' WHERE name = 'other'")
+    for words in (("show", "nothing"), ("explain", "nothing"), ("export", "nothing"), ("report", "nothing")):
+        ran = tuner(*words, "--storage", url)
+        assert ran.code == 2, ran.err
+        assert "study 'nothing' is not in the store; known: mine" in ran.err
+
+
 def test_a_bad_decision_does_not_hide_its_study(tuner: RunTuner, tmp_path: Path) -> None:
     url = filled(tmp_path / "studies.db")
     changed(tmp_path / "studies.db", "UPDATE tuner_study SET decision = '{}' WHERE name = 'mine'")

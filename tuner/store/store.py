@@ -163,7 +163,7 @@ class StudyStore:
 
     def study_names(self) -> tuple[str, ...]:
         """Of every study, oldest first, readable or not."""
-        return tuple(row["name"] for row in self._fetch(select(tables.study.c.name).order_by(tables.study.c.id)))
+        return tuple(str(row["name"]) for row in self._fetch(select(tables.study.c.name).order_by(tables.study.c.id)))
 
     def readable(
         self, items: Iterable[_Item], name: Callable[[_Item], str], read: Callable[[_Item], _Result]
