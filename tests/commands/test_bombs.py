@@ -185,8 +185,9 @@ def test_an_option_that_would_cost_the_machine_is_refused(tuner: RunTuner, words
         ("space: {prefetch_factor: [-1]}", "space.prefetch_factor.0"),
         ("measure: {deadline_s: 1e300}", "measure.deadline_s"),
         (
-            f"space: {{micro_batch_size: {[*range(1, 2000)]}, num_workers: {[*range(2000)]}}}",
-            "these lists make 3,998,000",
+            f"space: {{micro_batch_size: {[*range(1, 2000)]}, num_workers: {[*range(257)]}, "
+            f"prefetch_factor: {[*range(1, 65)]}}}",
+            "these lists make 32,879,552",
         ),
         (f"baseline: {{micro_batch_size: {DIGITS}}}", "an integer of at most 63 bits"),
     ],

@@ -43,9 +43,10 @@ def degrade() -> None:
             reconfigure(errors=HANDLER)
 
 
-def as_carried(text: str, encoding: str) -> str:
-    """JSON `text` for a stream of that encoding: where it is not UTF-8, escaped, so that its reader gets it whole."""
-    if encoding.lower().replace("-", "").startswith("utf8"):
+def as_carried(text: str, encoding: str | None) -> str:
+    """JSON `text` for a stream of that encoding (None: one of text, in memory): where it is not UTF-8, escaped, so that
+    its reader gets it whole."""
+    if encoding is None or encoding.lower().replace("-", "").startswith("utf8"):
         return text
     return re.sub("[^\x00-\x7f]", lambda found: json.dumps(found[0])[1:-1], text)
 
