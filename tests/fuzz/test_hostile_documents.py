@@ -110,7 +110,7 @@ def test_many_tuned_files(place: Path, text: str) -> None:
 
 @pytest.mark.slow
 @pytest.mark.timeout(3600)
-@settings(relaxed, max_examples=1000)
+@settings(relaxed, max_examples=600)
 @given(text=study_texts)
 def test_many_study_files(place: Path, text: str) -> None:
     study_document(place, text)

@@ -141,7 +141,9 @@ BAD = [
     ("UPDATE tuner_run SET status = 'odd' WHERE id = 'bbbb'", "run bbbb"),
     ("UPDATE tuner_run SET started_at = x'ff00' WHERE id = 'bbbb'", ""),
     ("UPDATE tuner_run SET promise = '{\"hours\": 0}' WHERE id = 'bbbb'", "run bbbb"),
-    ("UPDATE tuner_run SET out_dir = 'a' || char(0) || 'b' WHERE id = 'bbbb'", "run bbbb"),
+    ("UPDATE tuner_run SET out_dir = 'a' || char(0) || 'b' WHERE id = 'bbbb'", ""),
+    ("UPDATE tuner_run SET out_dir = replace(hex(zeroblob(2000)), '0', 'x') WHERE id = 'bbbb'", ""),
+    ("UPDATE tuner_run SET out_dir = replace(hex(zeroblob(2000)), '0', 'x'), status = 'stopped' WHERE id = 'bbbb'", ""),
     ("UPDATE tuner_probe SET outcome = 'odd' WHERE number = 1", "probe 1 of study mine"),
     ("UPDATE tuner_probe SET \"values\" = '[[[' WHERE number = 1", "probe 1 of study mine"),
     ("UPDATE tuner_probe SET seconds = 'long' WHERE number = 1", "probe 1 of study mine"),
@@ -155,7 +157,9 @@ def test_one_bad_row_costs_its_own_line(tuner: RunTuner, tmp_path: Path, stateme
     url = filled(path)
     changed(path, statement)
     said = ""
-    for words, good in ((("show",), "mine"), (("show", "mine", "--probes"), "aaaa"), (("runs",), "aaaa")):
+    shown = ((("show",), "mine"), (("show", "mine", "--probes"), "aaaa"), (("runs",), "aaaa"), (("runs", "a"), "aaaa"))
+    assert tuner("runs", "bbbb", "--storage", url).code in (0, 2)
+    for words, good in shown:
         ran = tuner(*words, "--storage", url)
         assert ran.code == 0, ran.err
         assert good in ran.out

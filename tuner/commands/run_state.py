@@ -61,7 +61,7 @@ def state_of(run: ProductionRun) -> RunStatus:
     longer than a worker may be.
     """
     out = Path(run.out_dir)
-    if run.status is not RunStatus.RUNNING or not out.is_dir():
+    if run.status is not RunStatus.RUNNING or not os.path.isdir(out):  # unlike Path.is_dir it raises for nothing
         return run.status
     writer = _read(Writer, _mark(out, run.id))
     if writer is None or writer.alive() is False:
@@ -73,7 +73,9 @@ def state_of(run: ProductionRun) -> RunStatus:
 
 
 def has_checkpoint(out: Path) -> bool:
-    return any((out / "checkpoints").glob("step-*"))
+    with contextlib.suppress(OSError, ValueError):
+        return any((out / "checkpoints").glob("step-*"))
+    return False
 
 
 def _silent(status: LiveStatus) -> bool:

@@ -50,6 +50,8 @@ def read_bytes(path: Path, most: int = MAX_BYTES) -> bytes:
 
     Raises OSError, and ConfigError for what is no such file.
     """
+    if "\0" in str(path):
+        raise ConfigError(f"{path!s}: cannot be read: no path holds a NUL character")
     _check_regular(path, os.stat(path).st_mode)
     with open(path, "rb", opener=_without_waiting) as file:
         _check_regular(path, os.fstat(file.fileno()).st_mode)
