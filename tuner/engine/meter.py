@@ -130,9 +130,14 @@ class Meter(Hook):
             trainer.stop(reason)
 
     def _drains(self, trainer: Trainer, steps: int) -> bool:
-        """Were the steps of the stretch fed from what lay ready, so that they were faster than the loader can be?"""
+        """Were the steps of the stretch fed from what lay ready, so that they were faster than the loader can be?
+
+        What lies ready rises and falls by a batch of each worker. To wait until it is back where it began would end
+        the stretch whenever more has been made than was counted, and make every loader look slow.
+        """
         fallen = self._ready - trainer.source.ready()
-        return fallen > DRAINED * steps * trainer.config.accumulation_steps
+        counted = DRAINED * steps * trainer.config.accumulation_steps
+        return fallen > max(counted, trainer.config.loader.num_workers)
 
     def on_end(self, trainer: Trainer) -> None:
         """Raises Diverged when a total loss was not finite."""
