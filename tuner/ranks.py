@@ -31,13 +31,13 @@ from typing import NoReturn
 
 import psutil
 
-from tuner import zygote
+from tuner import stopping, zygote
 from tuner.contract.base import parse_json
 from tuner.contract.errors import ConfigError
 from tuner.contract.measurement import Outcome
 from tuner.contract.probe import EVENT, Event, Finished, PointReply, ProbeKind, ProbeRequest
 
-INDEX, LOCAL_INDEX, SIZE, FOLDER = "RANK", "LOCAL_RANK", "WORLD_SIZE", "TUNER_RANKS"
+INDEX, LOCAL_INDEX, SIZE, FOLDER, LEADER = "RANK", "LOCAL_RANK", "WORLD_SIZE", "TUNER_RANKS", "TUNER_LEADER"
 """Environment of a rank; the first three as torchrun sets them."""
 TOGETHER = frozenset(
     {ProbeKind.TRAIN, ProbeKind.END_TO_END, ProbeKind.COMPUTE, ProbeKind.LOADER, ProbeKind.LR, ProbeKind.QUALITY}
@@ -130,6 +130,8 @@ class Crew:
     """Rank 0's own account of a failure; another rank may be the cause."""
     _finished: bool = False
     _asked: bool = False
+    _untold: int | None = None
+    """A request to stop that came before rank 0 was there."""
 
     def start(self, run_rank: RunRank, reply: int) -> None:
         """Forks the ranks, or has torchrun start them."""
@@ -141,8 +143,9 @@ class Crew:
                 rank.pid = self._fork(index, run_rank, reply)
         else:
             self._launcher = self._torchrun()
-        for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2):
-            signal.signal(number, self._pass_on)
+        for number in (*stopping.SIGNALS, signal.SIGUSR2):
+            if signal.getsignal(number) is not signal.SIG_IGN:
+                signal.signal(number, self._pass_on)
 
     def _fork(self, index: int, run_rank: RunRank, reply: int) -> int:
         leader = os.getpid()
@@ -153,12 +156,12 @@ class Crew:
             zygote.process_control(zygote.PDEATHSIG, signal.SIGKILL)
             if os.getppid() != leader:
                 os._exit(code)
-            for number in (signal.SIGTERM, signal.SIGUSR1):
-                signal.signal(number, signal.SIG_DFL)
+            stopping.by_default()
             os.close(reply)
             os.close(self._events)
             size = str(len(self._ranks))
-            os.environ.update({INDEX: str(index), LOCAL_INDEX: str(index), SIZE: size, FOLDER: str(self.folder)})
+            place = {INDEX: str(index), LOCAL_INDEX: str(index), SIZE: size}
+            os.environ.update({**place, FOLDER: str(self.folder), LEADER: str(leader)})
             code = run_rank(self.request, index, self.folder)
         except BaseException:
             traceback.print_exc()
@@ -169,10 +172,11 @@ class Crew:
         file = self.folder / "request.json"
         file.write_text(self.request.to_json(), encoding="utf-8")
         ranks = f"--nproc-per-node={len(self._ranks)}"
-        return subprocess.Popen(
-            [sys.executable, *TORCHRUN, ranks, "-m", "tuner.worker", "--request", str(file)],
-            env={**os.environ, FOLDER: str(self.folder)},
-        )
+        with stopping.held_back():  # torchrun would end the ranks; they are asked through us
+            return subprocess.Popen(
+                [sys.executable, *TORCHRUN, ranks, "-m", "tuner.worker", "--request", str(file)],
+                env={**os.environ, FOLDER: str(self.folder), LEADER: str(os.getpid())},
+            )
 
     def attend(self) -> int:
         """Until all ranks have ended, or one has failed and the others were ended; how many points are answered."""
@@ -220,12 +224,17 @@ class Crew:
         """Who is still there?"""
         now = time.monotonic()
         launched = self._launcher is None or self._launcher.poll() is None
+        if self._launcher is not None and launched and not self._asked:
+            for number in stopping.has_pending(self._launcher.pid)[:1]:
+                self._pass_on(number, None)
         for index, rank in enumerate(self._ranks):
             if rank.gone:
                 continue
             if self._launcher is not None:
                 rank.pid = rank.pid or _number(self.folder / f"rank-{index}.pid")
                 rank.gone = not launched if rank.pid is None else not _alive(rank.pid)
+                if index == 0 and rank.pid is not None and self._untold is not None:
+                    self._pass_on(self._untold, None)
             else:
                 assert rank.pid is not None
                 pid, status = os.waitpid(rank.pid, os.WNOHANG)
@@ -294,7 +303,8 @@ class Crew:
 
     def _pass_on(self, number: int, frame: FrameType | None) -> None:  # noqa: ARG002
         """A request to stop goes to rank 0, which tells the others; a request for stacks goes to all."""
-        self._asked |= number != signal.SIGUSR2
+        if number != signal.SIGUSR2:
+            self._asked, self._untold = True, number if self._ranks[0].pid is None else None
         for rank in self._ranks[: None if number == signal.SIGUSR2 else 1]:
             if rank.pid is not None and not rank.gone:
                 with contextlib.suppress(ProcessLookupError):

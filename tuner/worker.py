@@ -12,7 +12,6 @@ import argparse
 import importlib
 import os
 import random
-import signal
 import socket
 import sys
 import threading
@@ -22,7 +21,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from tuner import ranks, registry, zygote
+from tuner import ranks, registry, stopping, zygote
 from tuner.contract.base import parse_json
 from tuner.contract.errors import TunerError, WorkloadError
 from tuner.contract.measurement import Outcome
@@ -115,7 +114,9 @@ def run_rank(request: ProbeRequest, index: int, folder: Path) -> int:
     """This process's part of a request that several ranks answer together. Returns the exit code."""
     zygote.dump_stacks()
     if index:
-        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # torchrun sends it when another rank is gone; the leader ends us
+        stopping.pass_on(int(os.environ[ranks.LEADER]))  # but not torchrun's, when another rank is gone
+    else:
+        stopping.by_default()
     (folder / f"rank-{index}.pid").write_text(str(os.getpid()), encoding="utf-8")
     emit = RankEmitter(index, folder)
     try:

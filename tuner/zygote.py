@@ -7,7 +7,8 @@ it ends its probe and itself. It knows nothing of requests and replies, and neve
 Words on the socket, one JSON object a packet:
     to it     {"do": "probe"} with the descriptors of request, reply pipe and log; {"do": "signal", "signal", "group"}
     from it   {"said": "ready", "preloaded", "problems", "unsafe"}; "started" with "pid"; "refused" with "reason";
-              "exited" with "pid" and "status" (as from waitpid), said when nothing of the probe is left
+              "exited" with "pid" and "status" (as from waitpid), said when nothing of the probe is left; "signalled"
+              with "signal": it was asked to stop, which is the tuner's to decide
 """
 
 from __future__ import annotations
@@ -29,10 +30,11 @@ from typing import Any, NoReturn
 
 import psutil
 
+from tuner import stopping
+
 PACKET = 1 << 16
 CLEANUP_S = 5.0
 """Longest time spent on ending what a probe left behind."""
-RESET = (signal.SIGCHLD, signal.SIGTERM, signal.SIGUSR1)
 PDEATHSIG, SUBREAPER = 1, 36
 """Options of `process_control`: a signal when the parent dies; being the parent of orphaned descendants."""
 
@@ -55,6 +57,7 @@ class Zygote:
         """Import, say `ready`, then fork a child per request."""
         process_control(PDEATHSIG, signal.SIGKILL)  # a tuner killed while we import must not leave us behind
         process_control(SUBREAPER, 1)
+        stopping.listen()
         report = preload()
         process_control(PDEATHSIG, 0)  # from here on the socket tells, and what was started can be ended
         gc.collect()
@@ -65,6 +68,8 @@ class Zygote:
             self._say(said="ready", **report)
             watched.register(self._control, selectors.EVENT_READ)
             watched.register(self._wake_r, selectors.EVENT_READ)
+            for descriptor in stopping.descriptors():
+                watched.register(descriptor, selectors.EVENT_READ)
             while self._turn({key.fileobj for key, _ in watched.select()}):
                 pass
         self._end_probe()
@@ -75,6 +80,9 @@ class Zygote:
             with contextlib.suppress(BlockingIOError):
                 self._wake_r.recv(4096)
             self._reap()
+        if (asked := stopping.asked()) is not None:
+            stopping.forget()
+            self._say(said="signalled", signal=int(asked))
         if self._control not in ready:
             return True
         packet, descriptors, _, _ = socket.recv_fds(self._control, PACKET, 3)
@@ -101,13 +109,14 @@ class Zygote:
 
     def _fork(self, request: int, reply: int, log: int) -> None:
         parent = os.getpid()
-        try:
-            pid = os.fork()
-        except OSError as error:
-            self._say(said="refused", reason=f"fork failed: {error.strerror}")
-            return
-        if pid == 0:
-            self._become_probe(parent, request, reply, log)
+        with stopping.held_back():
+            try:
+                pid = os.fork()
+            except OSError as error:
+                self._say(said="refused", reason=f"fork failed: {error.strerror}")
+                return
+            if pid == 0:
+                self._become_probe(parent, request, reply, log)
         self._leader = pid
         self._say(said="started", pid=pid)
 
@@ -120,8 +129,8 @@ class Zygote:
             if os.getppid() != parent:
                 os._exit(code)
             signal.set_wakeup_fd(-1)
-            for number in RESET:
-                signal.signal(number, signal.SIG_DFL)
+            signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+            stopping.by_default()
             for end in (self._control, self._wake_r, self._wake_w):
                 end.close()
             log_to(log)

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import re
-import signal
 import time
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import FrameType
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING
 
+from tuner import stopping
 from tuner.commands import answer, setup
 from tuner.commands import console as speak
 from tuner.commands.ranks import spread
@@ -19,7 +18,7 @@ from tuner.commands.setup import Job, JobWords
 from tuner.commands.words import choice, count, out_file, rechecked, seconds, size_bytes
 from tuner.contract.base import NAME_PATTERN
 from tuner.contract.config import CompileMode, RunConfig
-from tuner.contract.errors import ConfigError, JobFailed, Stopped
+from tuner.contract.errors import ConfigError, JobFailed
 from tuner.contract.gpu import AUTO, DeviceInfo, GpuProfile, gpu_profile
 from tuner.contract.measurement import Outcome
 from tuner.contract.probe import ProbeKind, ProbeRequest, ProbeRow
@@ -89,14 +88,12 @@ def run(words: JobWords, search: SearchWords, *, as_json: bool) -> None:
     """The whole command. Raises TunerError; returns normally for a winner and for an honest `no gain`."""
     check(search)
     console = speak.make_console(as_json=as_json)
-    signal.signal(signal.SIGTERM, _stopped)
+    stopping.listen()
+    stopping.ends_hard("the probe that was running", lambda: "Finished probes are stored; the same command goes on.")
     timing = Timing()
     runner = setup.make_runner(words.isolation, Trust.of(words.workload))
     try:
         _run(words, search, runner, console, timing, as_json=as_json)
-    except KeyboardInterrupt:
-        console.print("\nstopped by Ctrl-C. Finished probes are stored; the same command goes on from here.")
-        raise
     finally:
         runner.close()
 
@@ -437,7 +434,3 @@ def _side(side: Side | None) -> SideResult | None:
     if side is None:
         return None
     return SideResult(config=side.config, samples_per_s=side.samples_per_s, peak_bytes=side.peak_bytes)
-
-
-def _stopped(_signum: int, _frame: FrameType | None) -> NoReturn:
-    raise Stopped("stopped by SIGTERM; finished probes are stored, the same command goes on")

@@ -73,9 +73,21 @@ def state_of(run: ProductionRun) -> RunStatus:
 
 
 def has_checkpoint(out: Path) -> bool:
+    return bool(newest_checkpoint(out))
+
+
+def newest_checkpoint(out: Path) -> str:
+    """Its name; empty without one."""
     with contextlib.suppress(OSError, ValueError):
-        return any((out / "checkpoints").glob("step-*"))
-    return False
+        return max((path.name for path in (out / "checkpoints").glob("step-*")), default="")
+    return ""
+
+
+def kept_words(out: Path, again: str) -> str:
+    """What a run that was ended has left, and the command that goes on from there."""
+    newest = newest_checkpoint(out)
+    kept = f"The checkpoint {newest} is kept" if newest else "There is no checkpoint yet"
+    return f"{kept}; go on with: {again}"
 
 
 def _silent(status: LiveStatus) -> bool:

@@ -7,11 +7,12 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from tuner import stopping
 from tuner.commands import console as speak
 from tuner.commands import setup
 from tuner.commands.encodings import written_down
 from tuner.commands.ranks import spread_tuned
-from tuner.commands.run_state import close_status, marked
+from tuner.commands.run_state import close_status, kept_words, marked
 from tuner.commands.train_confirm import Settled, settle
 from tuner.commands.train_fallback import advice, gone_on, next_leaner
 from tuner.commands.train_progress import RunProgress, introduce
@@ -38,6 +39,7 @@ def run(words: TrainWords, *, as_json: bool) -> None:
     from tuner.store.store import StudyStore
 
     check_words(words)
+    stopping.listen()
     console = speak.make_console(as_json=as_json)
     given = from_file(words.config, words.trust) if words.config else None
     store = StudyStore.open(setup.storage_url(words.storage))
@@ -48,6 +50,7 @@ def run(words: TrainWords, *, as_json: bool) -> None:
         tuned = given or baseline_of(words, runner)
         out = words.out or Path("runs") / f"{setup.short_name(tuned.config.workload)}-{tuned.config.digest()}"
         make_folder(out)
+        stopping.ends_hard("what was trained since the newest checkpoint", lambda: kept_words(out, words.again(out)))
         tuned, said = spread_tuned(tuned, words.nproc)
         if said:
             console.print(said)
@@ -143,7 +146,7 @@ def introduced(request: ProbeRequest, settled: Settled, run_id: str, command: st
 
 def status(reply: ProbeReply) -> RunStatus:
     if reply.train_result is None:
-        return RunStatus.STOPPED if reply.points[0].message == STOPPED_EARLY else RunStatus.FAILED
+        return RunStatus.STOPPED if reply.points[0].message.startswith(STOPPED_EARLY) else RunStatus.FAILED
     return RunStatus.FINISHED if reply.train_result.finished else RunStatus.STOPPED
 
 
@@ -160,8 +163,8 @@ def finish(
     """Say how it ended, in words, JSON, and exit code."""
     if result is None:
         point = reply.points[0]
-        if point.message == STOPPED_EARLY:
-            raise Stopped("stopped before the training had begun; go on with the same command")
+        if point.message.startswith(STOPPED_EARLY):
+            raise Stopped(f"{point.message}. {kept_words(out, words.again(out))}")
         if point.outcome is Outcome.BAD_INPUT:
             raise setup.failed_setup(settled.tuned.config.workload, point.message, point.detail)
         further = advice(settled, point, words, out) + (f"\n{point.detail.rstrip()}" if point.detail else "")

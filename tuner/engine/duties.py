@@ -5,12 +5,9 @@ None of it touches the training's random state, and none of its time is in a ste
 
 from __future__ import annotations
 
-import contextlib
 import math
-import signal
 import time
 from collections.abc import Mapping
-from types import FrameType
 from typing import Any
 
 import torch
@@ -25,7 +22,6 @@ from tuner.engine.reference import HostReference
 from tuner.engine.step import StepResult
 from tuner.engine.trainer import Trainer
 
-SIGNALS = ("SIGTERM", "SIGUSR1", "SIGINT")
 RAREST = 5.0
 """How many times rarer than at first the host's reference is taken in a long run."""
 WORKERS_REST_S = 0.5
@@ -192,27 +188,10 @@ class Deadline(Hook):
 
 
 class StopFlag(Hook):
-    """A signal only sets a flag; the run ends at the next step border, with a checkpoint."""
+    """A signal is only noted; the run ends at the next step border, with a checkpoint."""
 
-    def __init__(self) -> None:
-        self.name = ""
-        self._before: dict[int, Any] = {}
-
-    def __enter__(self) -> StopFlag:
-        for name in SIGNALS:
-            number = getattr(signal, name, None)
-            if number is not None:
-                with contextlib.suppress(ValueError):  # not the main thread: then nobody can stop us by signal
-                    self._before[number] = signal.signal(number, self._raise)
-        return self
-
-    def __exit__(self, *exc: object) -> None:
-        for number, handler in self._before.items():
-            signal.signal(number, handler if handler is not None else signal.SIG_DFL)
+    def on_start(self, trainer: Trainer) -> None:
+        trainer.heed()
 
     def after_step(self, trainer: Trainer, result: StepResult) -> None:  # noqa: ARG002
-        if self.name:
-            trainer.stop(f"stopped by {self.name}")
-
-    def _raise(self, number: int, frame: FrameType | None) -> None:  # noqa: ARG002
-        self.name = signal.Signals(number).name
+        trainer.heed()

@@ -119,6 +119,8 @@ def _is_device_oom(error: BaseException) -> bool:
 
 def _is_host_oom(error: BaseException) -> bool:
     text = str(error).lower()
+    if isinstance(error, Unsupported):  # it may name a refused allocation as its reason
+        return False
     if isinstance(error, MemoryError) or any(mark in text for mark in _HOST_OOM):
         return True
     return isinstance(error, OSError) and error.errno == 12

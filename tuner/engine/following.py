@@ -1,4 +1,5 @@
-"""What the ranks besides 0 do in a production run: the same steps, and none of its duties. They write nothing."""
+"""What the ranks besides 0 do in a production run: the same steps, and none of its duties. They write nothing, and pass
+signals to stop on (see `tuner.stopping`): rank 0 tells them when."""
 
 from __future__ import annotations
 
@@ -11,7 +12,6 @@ from tuner.contract.measurement import Outcome
 from tuner.contract.probe import PointReply, ProbeRequest
 from tuner.engine.checkpoint import Checkpointer
 from tuner.engine.device import environment
-from tuner.engine.duties import StopFlag
 from tuner.engine.failure import classify, details, release
 from tuner.engine.hooks import Emit, Phases
 from tuner.engine.memory import PeakMemory
@@ -34,13 +34,12 @@ def follow(request: ProbeRequest, workload: Any, device: torch.device, emit: Emi
 def _follow(request: ProbeRequest, workload: Any, device: torch.device) -> None:
     assert request.train is not None
     config, memory = request.points[0], PeakMemory(device)
-    with StopFlag() as stop:
-        trainer = Trainer(workload, config, device=device, hooks=[stop])
-        try:
-            state = Checkpointer(Path(request.train.out_dir) / "checkpoints", request.train.keep).latest()
-            if state is not None:
-                trainer.load_state_dict(state)
-            trainer.run(min(config.horizon_samples, request.train.max_samples or config.horizon_samples))
-            trainer.rank.largest(memory.read())
-        finally:
-            trainer.close()
+    trainer = Trainer(workload, config, device=device)
+    try:
+        state = Checkpointer(Path(request.train.out_dir) / "checkpoints", request.train.keep).latest()
+        if state is not None:
+            trainer.load_state_dict(state)
+        trainer.run(min(config.horizon_samples, request.train.max_samples or config.horizon_samples))
+        trainer.rank.largest(memory.read())
+    finally:
+        trainer.close()

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from tuner import stopping
 from tuner.contract.config import Cadence
 from tuner.contract.probe import NoticeEvent
 from tuner.contract.workload import Trivial
@@ -25,6 +26,11 @@ from tuner.engine.scores import RAW, Origin, Scores, with_raw, write_quality
 from tuner.engine.step import StepResult
 from tuner.engine.table import Table
 from tuner.engine.trainer import Trainer
+
+
+class Abandoned(Exception):
+    """The run was asked to stop during an evaluation."""
+
 
 Through = Callable[[Iterator[TensorBatch]], Iterator[TensorBatch]]
 
@@ -59,6 +65,8 @@ def evaluate(trainer: Trainer, *, raw: bool = False, through: Through = iter) ->
 
 def _batches(trainer: Trainer) -> Iterator[TensorBatch]:
     for batch in valid_batches(trainer.workload, trainer.config):
+        if stopping.asked() is not None:
+            raise Abandoned
         yield to_device(batch, trainer.device, channels_last=trainer.config.channels_last)
 
 
@@ -129,15 +137,20 @@ class Evaluator(Hook):
             self._evaluate(trainer)
 
     def on_end(self, trainer: Trainer) -> None:
-        if self._cadence.evaluate_samples and trainer.samples != self._at:
+        if self._cadence.evaluate_samples and trainer.samples != self._at and stopping.asked() is None:
             self._evaluate(trainer)
 
     def _evaluate(self, trainer: Trainer) -> None:
+        """Given up when a signal asks the run to stop; it is made up for when the run goes on."""
         self._at = trainer.samples
-        with self._phases.during("evaluate"):
-            found = evaluate(trainer)
-            if evaluates_raw(trainer):
-                found |= {RAW + name: value for name, value in evaluate(trainer, raw=True).items()}
+        try:
+            with self._phases.during("evaluate"):
+                found = evaluate(trainer)
+                if evaluates_raw(trainer):
+                    found |= {RAW + name: value for name, value in evaluate(trainer, raw=True).items()}
+        except Abandoned:
+            trainer.heed()
+            return
         self._emit(NoticeEvent(text=f"evaluated at {trainer.samples:,} samples: {_shown(found)}"))
         self._scores.add(trainer, Origin.EVALUATE, found)
 
@@ -154,7 +167,6 @@ class Pictures(Hook):
         trivial: Mapping[str, Trivial],
         phases: Phases,
         emit: Emit,
-        hurried: Callable[[], bool],
         show: Callable[[int, Sequence[Path]], None] = lambda _samples, _files: None,
     ) -> None:
         self._cadence = cadence
@@ -164,8 +176,6 @@ class Pictures(Hook):
         self._trivial = trivial
         self._phases = phases
         self._emit = emit
-        self._hurried = hurried
-        """Was the process told to end? Then nothing is generated that takes long."""
         self._show = show
         """Told of every new set of sample files."""
         self._every = Every(0)
@@ -197,10 +207,11 @@ class Pictures(Hook):
     def on_end(self, trainer: Trainer) -> None:
         if trainer.samples == self._at:
             return
-        if self._cadence.sample_samples:
-            self._sample(trainer)
-        if (self._cadence.sample_samples or self._cadence.evaluate_samples) and not self._hurried():
-            self._assess(trainer)
+        if stopping.asked() is None:  # otherwise whoever asked does not wait for long
+            if self._cadence.sample_samples:
+                self._sample(trainer)
+            if self._cadence.sample_samples or self._cadence.evaluate_samples:
+                self._assess(trainer)
         self._draw(trainer)
 
     def _folder(self, trainer: Trainer) -> Path:

@@ -6,6 +6,7 @@ on the micro-batch size nor on the number of workers, and to resume is to start 
 
 from __future__ import annotations
 
+import os
 import time
 import warnings
 from collections import deque
@@ -19,12 +20,14 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler, get_worker_info
 
+from tuner import stopping
 from tuner.contract.config import RunConfig
 from tuner.contract.errors import WorkloadError
 from tuner.contract.workload import SAMPLE_SEED
+from tuner.engine import shared_memory
 from tuner.engine.distributed import this_rank
-from tuner.engine.failure import LoaderFailed
-from tuner.engine.global_random import seed_host
+from tuner.engine.failure import LoaderFailed, Unsupported
+from tuner.engine.global_random import seed_host, untouched
 from tuner.randomness import sample_seeds
 
 TensorBatch = dict[str, Tensor]
@@ -32,9 +35,15 @@ Key = tuple[int, int]
 """(epoch, index)"""
 WINDOW_STEPS = 32
 """Optimizer steps sorted by length together; a power of two."""
+WAIT_S = 2
+"""How long a batch is waited for at a time; between two waits it is asked whether the run is to stop."""
 TABLE_SAMPLES = 1 << 18
 """Their seeds take 2 MiB in each worker, and some milliseconds an epoch."""
 _Item = Mapping[str, Tensor]
+
+
+class StoppedWaiting(Exception):
+    """The run was asked to stop while it waited for the first batch of a step: it stands at a step border."""
 
 
 class SampleOrder:
@@ -209,7 +218,10 @@ class Stack:
 
     def __call__(self, pairs: Sequence[tuple[Key, _Item]]) -> TensorBatch:
         items = [item for _, item in pairs]
-        return tensors_of(self.own(items), "collate", "batch") if self.own else _stack(items)
+        batch = tensors_of(self.own(items), "collate", "batch") if self.own else _stack(items)
+        if get_worker_info() is not None:
+            shared_memory.share(batch)
+        return batch
 
 
 class Collate(Stack):
@@ -322,8 +334,11 @@ class StreamSource:
         self._loader = make_loader(workload, config, device, start=start, dataset=dataset)
         self._seeds = SeedTable(config.seed, len(cast(Any, self._loader.dataset)))
         self._batches: Iterator[TensorBatch] | None = None
+        self._config = config
+        self._alone = config.world_size == 1
 
     def next_group(self) -> Group:
+        """Raises LoaderFailed and StoppedWaiting."""
         began = time.perf_counter()
         batches = [self.next_batch() for _ in range(self.accumulation)]
         wait_s = time.perf_counter() - began
@@ -332,13 +347,36 @@ class StreamSource:
     def next_batch(self) -> TensorBatch:
         try:
             if self._batches is None:
-                with _many_workers_allowed():
+                self._look_at_room()
+                with _many_workers_allowed(), stopping.held_back():
                     self._batches = iter(self._loader)
-            batch = next(self._batches)
+            batch = self._await(self._batches)
             batch[SAMPLE_SEED] = self._seeds(cast(NotedSampler, self._loader.batch_sampler).noted.popleft())
             return batch
+        except (StoppedWaiting, Unsupported):
+            raise
         except Exception as error:
             raise LoaderFailed("the data loader failed") from error
+
+    def _look_at_room(self) -> None:
+        """Raises Unsupported where shared memory cannot hold what the workers may make ahead."""
+        if self._config.loader.num_workers and (free := shared_memory.free_bytes()) is not None:
+            data = cast(Keyed, self._loader.dataset)
+            with untouched(torch.device("cpu")):
+                batch = Stack(self.workload)([data[(0, 0)]])
+            shared_memory.check_room(self._config, batch, free)
+
+    def _await(self, batches: Iterator[TensorBatch]) -> TensorBatch:
+        """The next batch, however long it takes, unless the run is asked to stop; one of several ranks may not end its
+        wait alone, as the others would wait for it."""
+        while True:
+            try:
+                return next(batches)
+            except RuntimeError as error:
+                if not str(error).startswith("DataLoader timed out"):
+                    raise
+                if self._alone and stopping.asked() is not None:
+                    raise StoppedWaiting from None
 
     def ready(self) -> int:
         early = getattr(self._batches, "_task_info", {}).values()  # those that came before their turn hold their data
@@ -400,6 +438,8 @@ def make_loader(
         settings = {
             "prefetch_factor": config.loader.prefetch_factor,
             "persistent_workers": config.loader.persistent_workers,
+            "timeout": WAIT_S,
+            "worker_init_fn": _pass_signals_on,
         }
     with _many_workers_allowed():
         return DataLoader(
@@ -411,6 +451,11 @@ def make_loader(
             generator=torch.Generator().manual_seed(config.seed),
             **settings,
         )
+
+
+def _pass_signals_on(_worker: int) -> None:
+    """A worker that a signal ended would take the run's checkpoint with it."""
+    stopping.pass_on(os.getppid())
 
 
 @contextmanager

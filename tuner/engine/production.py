@@ -9,11 +9,20 @@ from typing import Any
 
 import torch
 
+from tuner import stopping
 from tuner.contract.base import parse_json
 from tuner.contract.config import RunConfig
 from tuner.contract.errors import ConfigError, TunerError
 from tuner.contract.measurement import Outcome
-from tuner.contract.probe import SAMPLES_REACHED, NoticeEvent, PointReply, ProbeRequest, TrainPlan, TrainResult
+from tuner.contract.probe import (
+    SAMPLES_REACHED,
+    STOPPED_EARLY,
+    NoticeEvent,
+    PointReply,
+    ProbeRequest,
+    TrainPlan,
+    TrainResult,
+)
 from tuner.contract.workload import Trivial
 from tuner.engine import duties
 from tuner.engine.advice import Adviser
@@ -33,6 +42,8 @@ from tuner.engine.stall import StallWatch
 from tuner.engine.trainer import Trainer
 from tuner.engine.watch import LiveWatch
 
+BROKEN_BY_SIGNAL = (Outcome.CRASHED, Outcome.LOADER_ERROR, Outcome.COMPILE_ERROR)
+"""A helper process that a signal to the whole group ended makes the run fail: that is the signal's doing."""
 FIXED = ("workload", "options", "ema", "seed")
 """What a resumed run may not change: the checkpoint would belong to another run."""
 _LESS_MEMORY = " A configuration with less memory (a runner-up in the same YAML) is advised."
@@ -50,24 +61,27 @@ def train(request: ProbeRequest, workload: Any, device: torch.device, emit: Emit
     emit = onlookers = Onlookers(request.points[0], request.train, device, emit)
     phases = Phases(emit)
     run = Production(config, request.train, workload, device, phases, onlookers)
-    try:
-        result = run.go()
-    except Exception as error:
-        outcome, message = classify(error)
-        detail = details(error)
-        text = f"{message}. {run.rescue(error, outcome)}".removesuffix(". ")
-        reply = PointReply(
-            outcome=outcome, message=text, detail=detail, values=run.reached(), environment=environment(device)
-        )
-        release(error)
-        emit(reply)
-    else:
-        emit(result)
-        emit(PointReply(outcome=Outcome.OK, measurement=result.measurement, environment=environment(device)))
-    finally:
-        phases.enter("teardown")
-        run.close()
-        onlookers.close()
+    with stopping.listening():
+        try:
+            result = run.go()
+        except Exception as error:
+            outcome, message = classify(error)
+            if stopping.asked() is not None and outcome in BROKEN_BY_SIGNAL:
+                outcome, message = Outcome.NO_RESULT, f"{STOPPED_EARLY}: {message}"
+            detail = details(error)
+            text = f"{message}. {run.rescue(error, outcome)}".removesuffix(". ")
+            reply = PointReply(
+                outcome=outcome, message=text, detail=detail, values=run.reached(), environment=environment(device)
+            )
+            release(error)
+            emit(reply)
+        else:
+            emit(result)
+            emit(PointReply(outcome=Outcome.OK, measurement=result.measurement, environment=environment(device)))
+        finally:
+            phases.enter("teardown")
+            run.close()
+            onlookers.close()
 
 
 def counted_in_samples(config: RunConfig, workload: Any) -> RunConfig:
@@ -115,7 +129,6 @@ class Production:
         self._best = self._best_keeper()
         self._trivial: dict[str, Trivial] = {}
         self._reference = duties.ReferenceWork(plan.reference_every_s, phases)
-        self._stop = duties.StopFlag()
         self._stall = StallWatch(plan.stall_s, emit)
         self._live = LiveWatch(plan, lambda: self._journal.record, self._reference.seconds, self._memory, phases, emit)
         self._trainer: Trainer | None = None
@@ -124,20 +137,19 @@ class Production:
     def go(self) -> TrainResult:
         """Raises what the workload raises, Diverged, ConfigError for a folder of another run, CheckpointError."""
         self._out.mkdir(parents=True, exist_ok=True)
-        with self._stop:
-            self._lock.acquire()
-            self._phases.enter("build")
-            self._trivial = trivial_figures(self._workload, self._device, self._phases, self._emit)
-            trainer = self._build()
-            self._resume(trainer)
-            self._scores.restore(trainer.samples)
-            goal = self.goal
-            if trainer.rank.leads:
-                self._onlookers.begin(goal, trainer.samples, lambda: self._reference.seconds)
-            self._phases.enter("measure")
-            trainer.run(goal)
-            sum_up(self._scores, self._trivial, self._out, self._emit)
-            return self._result(trainer, goal)
+        self._lock.acquire()
+        self._phases.enter("build")
+        self._trivial = trivial_figures(self._workload, self._device, self._phases, self._emit)
+        trainer = self._build()
+        self._resume(trainer)
+        self._scores.restore(trainer.samples)
+        goal = self.goal
+        if trainer.rank.leads:
+            self._onlookers.begin(goal, trainer.samples, lambda: self._reference.seconds)
+        self._phases.enter("measure")
+        trainer.run(goal)
+        sum_up(self._scores, self._trivial, self._out, self._emit)
+        return self._result(trainer, goal)
 
     @property
     def goal(self) -> int:
@@ -149,7 +161,7 @@ class Production:
         hooks = [
             self._journal,
             Heartbeat(self._emit, self.goal, "training"),
-            self._stop,
+            duties.StopFlag(),
             duties.Deadline(self._plan.max_seconds),
             self._keeper,
             self._reference,
@@ -165,7 +177,6 @@ class Production:
                 self._trivial,
                 phases,
                 emit,
-                hurried=lambda: bool(self._stop.name),
                 show=self._onlookers.show,
             ),
         ]
@@ -257,7 +268,8 @@ class Production:
         """After a failure: keep what can be kept, and say where the same command would go on."""
         self._keeper.settle()
         trainer = self._trainer
-        if trainer is not None and outcome.is_oom and not trainer.updating and trainer.samples > self._resumed_from:
+        worth_saving = outcome.is_oom or stopping.asked() is not None
+        if trainer is not None and worth_saving and not trainer.updating and trainer.samples > self._resumed_from:
             release(error)
             trainer.optimizer.zero_grad(set_to_none=True)
             try:

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from tuner import stopping
 from tuner.contract.config import CompileMode, RunConfig
 from tuner.contract.errors import ConfigError
 from tuner.engine import compiling
@@ -23,7 +24,7 @@ from tuner.engine.ema import Ema
 from tuner.engine.flops import FlopCount
 from tuner.engine.global_random import random_state, restore_random, seed_all
 from tuner.engine.hooks import Hook
-from tuner.engine.loader import Group, Source, StreamSource
+from tuner.engine.loader import Group, Source, StoppedWaiting, StreamSource
 from tuner.engine.optim import build_optimizer, lr_schedule, match_layout, set_lr, trained_parameters, with_settings_of
 from tuner.engine.precision import Arithmetic
 from tuner.engine.step import GradientMaker, Span, StepResult, no_span, update, within
@@ -124,7 +125,11 @@ class Trainer:
             hook.on_start(self)
         self.clock.rest()
         while (until is None or self.samples < until) and not self._stopped():
-            result = self.step()
+            try:
+                result = self.step()
+            except StoppedWaiting:
+                self.heed()
+                break
             for hook in self.hooks:
                 hook.after_step(self, result)
         for hook in self.hooks:
@@ -156,6 +161,11 @@ class Trainer:
     def stop(self, reason: str) -> None:
         """End the run at the next step border; the first reason stands."""
         self.stop_reason = self.stop_reason or reason
+
+    def heed(self) -> None:
+        """Stop where a signal has asked for it."""
+        if (number := stopping.asked()) is not None:
+            self.stop(f"stopped by {number.name}")
 
     def _stopped(self) -> bool:
         """Has a hook ended the run, on whichever rank? All ranks stop at the same border."""

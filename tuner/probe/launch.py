@@ -6,6 +6,7 @@ import contextlib
 import json
 import os
 import re
+import select
 import signal
 import site
 import socket
@@ -20,6 +21,7 @@ from typing import Any
 
 import psutil
 
+from tuner import stopping
 from tuner.zygote import CLEANUP_S, PACKET
 
 MARK = "TUNER_WORKER_HOST"
@@ -94,21 +96,22 @@ class Host:
 
     @classmethod
     def start(cls, environment: Mapping[str, str], log: Path, *, preload: str, timeout_s: float) -> Host:
-        """Start a host and wait until it is ready. Raises HostLost; nothing is left running then."""
+        """Start a host and wait until it is ready. Raises HostLost and Interrupted; nothing is left running then."""
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         mark = uuid.uuid4().hex
         command = [sys.executable, "-m", "tuner.worker", "--serve", "--control-fd", str(theirs.fileno())]
         with theirs, log.open("wb") as output, contextlib.ExitStack() as on_failure:
             on_failure.callback(ours.close)
-            process = subprocess.Popen(
-                [*command, *(["--preload", preload] if preload else [])],
-                env={**environment, MARK: mark},
-                pass_fds=(theirs.fileno(),),
-                stdin=subprocess.DEVNULL,
-                stdout=output,
-                stderr=output,
-                start_new_session=True,
-            )
+            with stopping.held_back():
+                process = subprocess.Popen(
+                    [*command, *(["--preload", preload] if preload else [])],
+                    env={**environment, MARK: mark},
+                    pass_fds=(theirs.fileno(),),
+                    stdin=subprocess.DEVNULL,
+                    stdout=output,
+                    stderr=output,
+                    start_new_session=True,
+                )
             on_failure.pop_all()
         host = cls(process, ours, mark)
         try:
@@ -120,7 +123,8 @@ class Host:
         return host
 
     def begin(self, request: int, reply: int, log: int, timeout_s: float = 30.0) -> int:
-        """Fork a probe that reads descriptor `request` and writes `reply` and `log`; its pid. Raises HostLost."""
+        """Fork a probe that reads descriptor `request` and writes `reply` and `log`; its pid. Raises HostLost and
+        Interrupted."""
         try:
             socket.send_fds(self.control, [json.dumps({"do": "probe"}).encode()], [request, reply, log])
         except OSError as error:
@@ -137,6 +141,8 @@ class Host:
     def exited(self) -> Exited | None:
         """What the host says next, its socket being readable. Raises HostLost when it is gone."""
         word = self._receive()
+        if word["said"] == "signalled":
+            stopping.note(int(word["signal"]))
         if word["said"] != "exited":
             return None
         self.leader = None
@@ -175,27 +181,29 @@ class Host:
 
     def _await(self, said: str, timeout_s: float) -> dict[str, Any]:
         deadline = time.monotonic() + timeout_s
-        try:
-            while True:
-                self.control.settimeout(max(0.001, deadline - time.monotonic()))
-                word = self._receive()
-                if word["said"] == said:
-                    return word
-                if word["said"] == "refused":
-                    raise HostLost(f"the worker host cannot fork: {word['reason']}")
-        except TimeoutError:
-            if said == "exited":
-                raise
-            raise HostLost(f"the worker host did not become {said!r} within {timeout_s:g} s") from None
-        finally:
-            with contextlib.suppress(OSError):
-                self.control.settimeout(None)
+        ending = said == "exited"
+        while True:
+            heard: list[Any] = [self.control, *([] if ending else stopping.descriptors())]
+            ready = select.select(heard, [], [], max(0.0, deadline - time.monotonic()))[0]
+            if not ready and ending:
+                raise TimeoutError
+            if not ready:
+                raise HostLost(f"the worker host did not become {said!r} within {timeout_s:g} s")
+            if self.control not in ready:
+                stopping.check()
+                stopping.take_wake_up()
+                continue
+            word = self._receive()
+            if word["said"] == said:
+                return word
+            if word["said"] == "refused":
+                raise HostLost(f"the worker host cannot fork: {word['reason']}")
+            if word["said"] == "signalled":
+                stopping.note(int(word["signal"]))
 
     def _receive(self) -> dict[str, Any]:
         try:
             packet = self.control.recv(PACKET)
-        except TimeoutError:
-            raise
         except OSError as error:
             raise HostLost(f"the worker host cannot be reached: {error.strerror}") from None
         if not packet:

@@ -12,18 +12,18 @@ import os
 import re
 import selectors
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Literal, Self
 
+from tuner import stopping
 from tuner.contract.probe import Event, Listener, NoticeEvent, ProbeKind, ProbeReply, ProbeRequest
 from tuner.contract.trust import REGISTERED, Trust
 from tuner.probe.capacity import check_capacity
 from tuner.probe.device_memory import CleanDevice, DeviceMemory, NvmlMemory
 from tuner.probe.launch import Exited, Host, HostLost, usable_cores, worker_environment
-from tuner.probe.signals import forwarded
 from tuner.probe.verdict import Ending, kernel_oom_kills, log_tail
 from tuner.probe.watch import Watch
 
@@ -33,6 +33,9 @@ DUMP_S = 0.5
 """How long a hung process gets to write its stacks into its log."""
 KILLED_S = 10.0
 """How long the kernel may take to end what was killed."""
+STOP_GRACE_S = 20.0
+"""How long a training run that was asked to stop may be silent before it is ended (Slurm and Kubernetes kill after
+30 s). While it writes a checkpoint it may take as long as ever."""
 
 
 @dataclass(frozen=True)
@@ -87,16 +90,19 @@ class SubprocessRunner:
     def run(self, request: ProbeRequest, listener: Listener | None = None) -> ProbeReply:
         """Run one request; whatever its process does becomes the reply.
 
-        A KeyboardInterrupt, and what the listener raises, ends the probe and is passed on. Raises ConfigError for a
-        request that `admit` refuses.
+        Interrupted (a signal to stop) and what the listener raises end the probe and are passed on; a training run is
+        asked to save and end first. Raises ConfigError for a request that `admit` refuses.
         """
         self.admit(request)
+        stopping.check()
         watch = Watch(request, listener or _ignore, self._start_s)
         if dirty := self._device.wait() if request.device != "cpu" else "":
             return watch.reply(Ending(refused=dirty))
         self._device.note()
+        saves = stopping.listening() if request.kind is ProbeKind.TRAIN else contextlib.nullcontext()
         try:
-            return watch.reply(self._attend(request, watch))
+            with saves:
+                return watch.reply(self._attend(request, watch))
         except BaseException:
             self.close()
             raise
@@ -143,31 +149,50 @@ class SubprocessRunner:
             finally:
                 os.close(reply_w)
             watch.restart_clock()
-            with self._passing_signals(request, host) as asked:
-                exited, why = self._follow(host, watch, reply_r)
+            with stopping.attended():
+                exited, why = self._follow(request, host, watch, reply_r)
         except HostLost as error:
             self._drop_host()
             return Ending(lost=str(error))
         finally:
             _drain(reply_r, watch)
             os.close(reply_r)
-        return Ending(status=exited.status if exited else None, timed_out=why, asked_to_stop=asked())
+        if exited is not None and not why and (by := stopping.ended_by(exited.status)) is not None:
+            stopping.note(by)  # somebody else sent it: to the probe, or to one of its loader workers
+        if request.kind is not ProbeKind.TRAIN:
+            stopping.check()
+        asked = stopping.asked() is not None
+        return Ending(status=exited.status if exited else None, timed_out=why, asked_to_stop=asked)
 
-    def _follow(self, host: Host, watch: Watch, reply_r: int) -> tuple[Exited | None, str]:
-        """Read events until the process has ended or is overdue; how it ended, and why we ended it. Raises HostLost."""
+    def _follow(self, request: ProbeRequest, host: Host, watch: Watch, reply_r: int) -> tuple[Exited | None, str]:
+        """Read events until the process has ended or is overdue; how it ended, and why we ended it. Raises HostLost,
+        and Interrupted where nothing is to be saved."""
         os.set_blocking(reply_r, False)
+        told = False
         with selectors.DefaultSelector() as watched:
             watched.register(reply_r, selectors.EVENT_READ)
             watched.register(host.control, selectors.EVENT_READ)
+            for descriptor in stopping.descriptors():
+                watched.register(descriptor, selectors.EVENT_READ)
             while True:
                 for key, _ in watched.select(max(0.0, min(1.0, watch.seconds_left()))):
                     if key.fileobj is host.control:
                         if exited := host.exited():
                             return exited, ""
+                    elif key.fileobj in stopping.descriptors():
+                        stopping.take_wake_up()
                     elif data := os.read(reply_r, 1 << 16):
                         watch.feed(data)
                     else:
                         watched.unregister(reply_r)
+                if (number := stopping.asked()) is not None and not told:
+                    if request.kind is not ProbeKind.TRAIN:
+                        stopping.check()
+                    told = True
+                    host.signal(number, group=False)
+                    watch.expect_end(STOP_GRACE_S, stopping.name_of(number))
+                if stopping.insisted():
+                    raise stopping.Interrupted(stopping.farewell())
                 if why := watch.overdue():
                     return self._put_down(host, watch), why
 
@@ -246,15 +271,6 @@ class SubprocessRunner:
         request_path.write_text(request.to_json(), encoding="utf-8")
         with request_path.open("rb") as source, log_path.open("wb") as log:
             yield _Files(request=source.fileno(), log=log.fileno(), log_path=log_path)
-
-    @staticmethod
-    @contextlib.contextmanager
-    def _passing_signals(request: ProbeRequest, host: Host) -> Iterator[Callable[[], bool]]:
-        if request.kind is not ProbeKind.TRAIN:
-            yield lambda: False
-            return
-        with forwarded(lambda: host.signal(signal.SIGTERM, group=False)) as asked:
-            yield asked
 
 
 def _drain(reply_r: int, watch: Watch) -> None:

@@ -45,7 +45,7 @@ class Ending:
     refused: str = ""
     """Why it was not even started: a measurement would not have been clean."""
     asked_to_stop: bool = False
-    """A signal to the tuner was passed on to it."""
+    """A signal to stop came to the tuner, or to one of its processes."""
     lost: str = ""
     """Why the process could not be started or followed."""
     log: str = ""
@@ -56,6 +56,8 @@ def judge(ending: Ending) -> tuple[Outcome, str]:
     """The outcome of the point that was being measured, and one line saying what happened."""
     if ending.refused:
         return Outcome.CONTENDED, ending.refused
+    if ending.timed_out and ending.asked_to_stop:
+        return Outcome.NO_RESULT, f"{STOPPED_EARLY}: it {ending.timed_out}"
     if ending.timed_out:
         return Outcome.TIMEOUT, ending.timed_out
     if ending.kernel_oom and (ending.status is None or os.WIFSIGNALED(ending.status)):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable
 
@@ -31,6 +32,8 @@ PATIENCE = {"build": 2.0, "compile": 10.0}
 """How many times the deadline a phase may be silent."""
 TRAIN_SILENCE_S = 600.0
 """Production may be silent at least this long: an evaluation, a checkpoint on a slow disk."""
+SAVING = frozenset({"checkpoint"})
+"""Phases that a request to stop does not hurry."""
 END_S = 10.0
 """Longest time from the last word to the end of the process."""
 
@@ -46,6 +49,8 @@ class PhaseClock:
         self._start_s = start_s
         self._marks = [(now, "start")]
         self.last_sign = now
+        self.grace_s = math.inf
+        """Longest silence since the process was asked to end."""
 
     @property
     def phase(self) -> str:
@@ -60,6 +65,9 @@ class PhaseClock:
 
     def silence_s(self) -> float:
         """Longest silence allowed in the present phase. The last one belongs to the process alone."""
+        return min(self._usual_silence_s(), math.inf if self.phase in SAVING else self.grace_s)
+
+    def _usual_silence_s(self) -> float:
         if self.phase == "end":
             return END_S
         deadline = self._limits.deadline_s
@@ -95,6 +103,7 @@ class Watch:
         self._finished = False
         self._closed = False
         self.garbage = ""
+        self._asked_by = ""
         listener(PhaseEvent(phase="start"))
 
     def tell(self, event: Event) -> None:
@@ -104,6 +113,12 @@ class Watch:
     def restart_clock(self) -> None:
         """The process has been started: its silence counts from now on."""
         self._clock.last_sign = self._now()
+
+    def expect_end(self, grace_s: float, asked_by: str) -> None:
+        """The process was asked to end: from now on it may be silent for `grace_s`."""
+        self._clock.grace_s = grace_s
+        self._clock.last_sign = self._now()
+        self._asked_by = asked_by
 
     def close(self) -> None:
         """What arrives from now on was said under the knife, and does not count."""
@@ -134,6 +149,11 @@ class Watch:
         """Empty, or the line that says which phase was silent for too long."""
         if self.seconds_left() > 0:
             return ""
+        if self._asked_by and self._clock.phase not in SAVING:
+            return (
+                f"did not end within {self._clock.silence_s():g} s of {self._asked_by} (stuck in phase "
+                f"{self._clock.phase!r}); its process group was ended"
+            )
         return (
             f"no sign of life for {self._clock.silence_s():g} s in phase {self._clock.phase!r}; "
             "its process group was ended"

@@ -22,7 +22,7 @@ from tuner.search.objective import GAIN_IN
 from tuner.search.planner import unmet
 from tuner.search.points import Point, micro_values, point_of
 from tuner.search.situation import Situation
-from tuner.search.stages import compile_plan
+from tuner.search.stages import compile_plan, standin_label
 from tuner.search.standins import gates, is_shippable
 from tuner.search.view import View
 
@@ -102,9 +102,7 @@ def batch_beside(s: Situation, before: RunConfig, after: RunConfig, speedup: Int
 
 
 def reference_name(s: Situation) -> str:
-    if s.forecast.reference == s.view.baseline:
-        return "baseline"
-    return f"baseline cut to {s.forecast.reference.micro}x{s.forecast.reference.accumulation}"
+    return standin_label(s.view, s.forecast.reference).removeprefix("the ")
 
 
 def limit(s: Situation, point: Point) -> str:
@@ -135,20 +133,25 @@ def study_notes(view: View) -> Iterator[str]:
             "speed there is not known"
         )
     if view.reference is not None and view.reference != view.baseline:
-        rows = view.history.of(ProbeKind.END_TO_END, view.baseline)
-        oom = any(row.outcome.is_oom for row in rows)
-        cut = f"{view.reference.micro}x{view.reference.accumulation}"
-        what = "ran out of memory" if oom else "passed the memory budget"
-        yield (
-            f"the baseline itself does not fit: {spec.baseline.batch_label} {what}; compared with "
-            f"{cut}, the largest cut of the same effective batch that fits"
-        )
+        yield _standin_note(view, view.reference)
     yield from _equivalence_notes(view)
     if spec.aa:
         yield "A/A: every probe ran the baseline itself, so the true gain is 1 and any other finding is false"
     if spec.effective_batch is None and view.reference is not None:
         tried = [samples * spec.baseline.world_size for samples in view.sample_values]
         yield from batch_notes(view.history.rows, spec, view.best_samples, tried)
+
+
+def _standin_note(view: View, reference: Point) -> str:
+    rows = view.history.of(ProbeKind.END_TO_END, view.baseline)
+    label = standin_label(view, reference).removeprefix("the baseline ")
+    if reference.micro == view.baseline.micro:
+        return f"the baseline itself cannot run here ({rows[-1].message}); compared with itself {label}"
+    what = "ran out of memory" if any(row.outcome.is_oom for row in rows) else "passed the memory budget"
+    return (
+        f"the baseline itself does not fit: {view.spec.baseline.batch_label} {what}; compared with "
+        f"{label.removeprefix('cut to ')}, the largest cut of the same effective batch that fits"
+    )
 
 
 def _equivalence_notes(view: View) -> Iterator[str]:

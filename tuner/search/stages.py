@@ -69,24 +69,31 @@ class Failed:
 
 
 def baseline(view: View) -> ProbeRequest | Failed | None:
-    """The baseline end to end, before everything else; where it does not fit, ever smaller cuts of its batch."""
+    """The baseline end to end, before everything else; where it cannot run here, what stands in for it."""
     for point in view.ladder:
         if not view.history.settled(ProbeKind.END_TO_END, point, must=True):
             return make_request(view.history, ProbeKind.END_TO_END, Stage.BASELINE, [config_of(view.spec, point)])
         if view.reference is not None:
             return None
-        if not view.overflows(point):
+        if not view.fails_for_good(point) or (point == view.ladder[-1] and not view.overflows(point)):
             return Failed(_failure(view, point))
     return Failed(
         f"the baseline does not fit into memory, not even with one sample at a time ({len(view.ladder)} tried)"
     )
 
 
+def standin_label(view: View, point: Point) -> str:
+    if point == view.baseline:
+        return "the baseline"
+    same = point.micro == view.baseline.micro
+    return "the baseline without loader workers" if same else f"the baseline cut to {point.micro}x{point.accumulation}"
+
+
 def _failure(view: View, point: Point) -> str:
     rows = view.history.of(ProbeKind.END_TO_END, point)
     last: ProbeRow = rows[-1]
     times = "once" if len(rows) == 1 else f"{len(rows)} times"
-    label = "the baseline" if point == view.baseline else "the baseline cut to " + last.config.batch_label
+    label = standin_label(view, point)
     if last.outcome is Outcome.CONTENDED:
         return f"{label} is unmeasurable here: tried {times}, and something else used the machine: {last.message}"
     why = last.message or "no steady step was measured"

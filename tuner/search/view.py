@@ -22,6 +22,7 @@ from tuner.search.points import (
     Loader,
     Point,
     Variant,
+    as_loader,
     loader_of,
     micro_values,
     point_of,
@@ -45,7 +46,10 @@ class View:
 
     @cached_property
     def ladder(self) -> tuple[Point, ...]:
-        """The baseline, then ever smaller cuts of its effective batch, for a device on which it does not fit."""
+        """The baseline, then what may stand in for it: where this machine cannot run its loader workers, itself without
+        them; where it does not fit, ever smaller cuts of its effective batch."""
+        if self.baseline.loader.workers and self._is_unsupported(self.baseline):
+            return (self.baseline, self.baseline._replace(loader=as_loader(0, 0)))
         return (self.baseline, *smaller_cuts(self.baseline))
 
     @cached_property
@@ -55,9 +59,17 @@ class View:
             rows = self.history.ok(ProbeKind.END_TO_END, point)
             if rows and all(self.history.fits(row) for row in rows):
                 return point
-            if not self.overflows(point):
+            if not self.fails_for_good(point):
                 return None
         return None
+
+    def fails_for_good(self, point: Point) -> bool:
+        """Can this machine not run it end to end, however often it is tried?"""
+        return self.overflows(point) or (bool(point.loader.workers) and self._is_unsupported(point))
+
+    def _is_unsupported(self, point: Point) -> bool:
+        rows = self.history.of(ProbeKind.END_TO_END, point)
+        return any(row.outcome is Outcome.UNSUPPORTED for row in rows)
 
     def overflows(self, point: Point) -> bool:
         """Seen end to end to run out of memory or to pass the budget."""
