@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 from tuner.contract.base import parse_json
+from tuner.contract.errors import TunerError
 from tuner.contract.probe import ProbeRequest
 from tuner.contract.trust import ANY_CODE
 from tuner.probe.runner import SubprocessRunner
@@ -19,6 +20,8 @@ def main() -> int:
         reply = runner.run(request)
     except KeyboardInterrupt:
         return 130
+    except TunerError as error:
+        return error.exit_code
     finally:
         runner.close()
     (base / "reply.json").write_text(reply.to_json(), encoding="utf-8")
