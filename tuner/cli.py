@@ -13,7 +13,7 @@ from typing import Annotated
 
 import typer
 
-from tuner import cli_production
+from tuner import cli_production, stopping
 from tuner.contract.errors import TunerError
 from tuner.options import Data, Gpu, Isolation, Json, Nproc, Options, Preset, Storage, Workload, path_option
 
@@ -355,6 +355,8 @@ def main() -> None:
     except TunerError as error:
         typer.echo(f"tuner: {error}", err=True)
         sys.exit(error.exit_code)
+    finally:
+        stopping.deaf()
 
 
 if __name__ == "__main__":

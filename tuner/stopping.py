@@ -128,6 +128,12 @@ def check() -> None:
         raise Interrupted
 
 
+def deaf() -> None:
+    """This process is about to end by itself; while it does, Python itself would end it by the signal."""
+    if _noted.listens:
+        signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+
+
 def insisted() -> bool:
     """Was Ctrl-C pressed again?"""
     return _noted.insisted

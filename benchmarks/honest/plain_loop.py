@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import multiprocessing
+import os
 import time
 import warnings
 from collections.abc import Iterator
@@ -47,6 +48,7 @@ def samples_per_s(asked: Asked) -> float:
 
 
 def _run(asked: Asked, answer: Connection) -> None:
+    os.setsid()  # as a probe is: Linux shares the cores out by session first (sched_autogroup)
     torch.set_num_threads(1)
     model = net().train()
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)

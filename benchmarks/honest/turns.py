@@ -78,8 +78,8 @@ def fresh_runner() -> Iterator[SubprocessRunner]:
 
 @contextlib.contextmanager
 def neighbours(count: int) -> Iterator[None]:
-    """So many processes that only compute, as long as it is held."""
-    burning = [subprocess.Popen([sys.executable, "-c", BURN]) for _ in range(count)]
+    """So many processes that only compute, each in a session of its own, as long as it is held."""
+    burning = [subprocess.Popen([sys.executable, "-c", BURN], start_new_session=True) for _ in range(count)]
     try:
         yield
     finally:
