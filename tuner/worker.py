@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from tuner import ranks, registry, stopping, zygote
+from tuner.contract.allowance import usable_cores
 from tuner.contract.base import parse_json
 from tuner.contract.errors import TunerError, WorkloadError
 from tuner.contract.measurement import Outcome
@@ -136,7 +137,7 @@ def set_up(request: ProbeRequest) -> None:
     import torch
 
     point = request.points[0] if request.points else None
-    threads = (point.threads if point else 0) or max(1, cpu_count() // (point.world_size if point else 1))
+    threads = (point.threads if point else 0) or max(1, usable_cores() // (point.world_size if point else 1))
     for variable in THREAD_VARIABLES:  # for what this process starts itself, e.g. compilers
         os.environ[variable] = str(threads)
     torch.set_num_threads(threads)
@@ -145,11 +146,6 @@ def set_up(request: ProbeRequest) -> None:
     torch.manual_seed(seed)
     if numpy := sys.modules.get("numpy"):
         numpy.random.seed(seed)
-
-
-def cpu_count() -> int:
-    """Cores this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def first_unanswered(request: ProbeRequest | None, answered: Iterable[int]) -> int:

@@ -10,11 +10,12 @@ from pathlib import Path
 
 import pytest
 
+from tuner.contract.allowance import usable_cores
 from tuner.contract.config import OptimizerConfig, RunConfig
 from tuner.contract.measurement import Outcome
 from tuner.contract.probe import EVENT, Event, Finished, PhaseEvent, PointReply, ProbeKind, ProbeLimits, ProbeRequest
 from tuner.contract.trust import ANY_CODE
-from tuner.probe.launch import usable_cores, worker_environment
+from tuner.probe.launch import worker_environment
 from tuner.probe.runner import SubprocessRunner
 
 ROOT = Path(__file__).resolve().parents[2]

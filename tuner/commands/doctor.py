@@ -55,7 +55,7 @@ def store_state(storage: str | None) -> str:
 def show(device: DeviceInfo, store: str, console: Console) -> None:
     profile = detected_profile(device)
     lines = {
-        "machine": f"{device.cpu_name}, {device.cpu_count} cores, {speak.mib(device.host_bytes)} "
+        "machine": f"{device.cpu_name}, {device.cores}, {speak.mib(device.host_bytes)} "
         f"({speak.mib(device.host_free_bytes)} free)",
         "torch": f"{device.torch}"
         + (f", CUDA {device.cuda}, driver {device.driver}" if device.cuda else ", CPU build"),
@@ -64,7 +64,7 @@ def show(device: DeviceInfo, store: str, console: Console) -> None:
         "dtypes": ", ".join(precision.value for precision in device.dtypes),
         "store": store,
     }
-    for name, text in lines.items():
+    for name, text in [*lines.items(), *(("limit", text) for text in device.limits)]:
         console.print(f"{name:<10}{text}")
     for mode in CompileMode:
         problem = device.compile_problems.get(mode.value)

@@ -52,6 +52,9 @@ class DeviceInfo(Frozen):
     host_free_bytes: int
     cpu_name: str
     cpu_count: int
+    """Cores that may be used here."""
+    limits: tuple[str, ...] = ()
+    """What of the machine a container, a quota or an affinity leaves to us, one line each; empty = all of it."""
     torch: str
     cuda: str | None = None
     driver: str | None = None
@@ -71,7 +74,12 @@ class DeviceInfo(Frozen):
     @property
     def place(self) -> str:
         """Where a measurement was taken, for people: the GPU, or the CPU with its cores."""
-        return self.name if self.kind == "cuda" else f"{self.cpu_name} ({self.cpu_count} cores)"
+        return self.name if self.kind == "cuda" else f"{self.cpu_name} ({self.cores})"
+
+    @property
+    def cores(self) -> str:
+        """For people."""
+        return f"{self.cpu_count} core{'s' if self.cpu_count > 1 else ''}"
 
 
 class _Table(Frozen):

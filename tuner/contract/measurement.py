@@ -117,6 +117,8 @@ class Telemetry(Frozen):
     host_load: float | None = None
     """1-minute load average per core when the probe began."""
     swap_used_bytes: int | None = None
+    cpu_throttled: float | None = None
+    """Share, 0..1, of the periods of a container's CPU quota in which it held the container back; None = no quota."""
 
 
 class Environment(Frozen):

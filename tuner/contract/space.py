@@ -181,7 +181,7 @@ def _illegal_workers(values: Sequence[int], device: DeviceInfo, ranks: int) -> I
     for value in values:
         if value * ranks > 2 * device.cpu_count:
             each = f" ({ranks} ranks with {value} each)" if ranks > 1 else ""
-            why = f"more than twice this host's {device.cpu_count} cores{each}"
+            why = f"more than twice this host's {device.cores}{each}"
             yield Dropped(knob=Knob.NUM_WORKERS, value=str(value), reason=why, because="device")
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import platform
 import socket
 import sys
@@ -10,10 +9,10 @@ from functools import cache
 from pathlib import Path
 from typing import Literal
 
-import psutil
 import torch
 
 import tuner
+from tuner.contract.allowance import allowance, usable_cores
 from tuner.contract.config import Precision
 from tuner.contract.gpu import DeviceInfo
 from tuner.contract.measurement import Environment
@@ -93,7 +92,7 @@ def _unseen_gpu() -> tuple[str, str] | None:
 def _describe_cuda(device: torch.device) -> DeviceInfo:
     major, minor = torch.cuda.get_device_capability(device)
     free, total = torch.cuda.mem_get_info(device)
-    host = psutil.virtual_memory()
+    host = allowance()
     dtypes = [Precision.FP32, Precision.FP16]
     if major >= 8:
         dtypes += [Precision.TF32, Precision.BF16]
@@ -103,10 +102,11 @@ def _describe_cuda(device: torch.device) -> DeviceInfo:
         capability=(major, minor),
         memory_bytes=total,
         free_bytes=free,
-        host_bytes=host.total,
-        host_free_bytes=host.available,
+        host_bytes=host.memory_bytes,
+        host_free_bytes=host.free_bytes,
         cpu_name=cpu_name(),
-        cpu_count=_cores(),
+        cpu_count=host.cores,
+        limits=host.limits,
         torch=torch.__version__,
         cuda=torch.version.cuda,
         driver=driver_version(device),
@@ -119,17 +119,18 @@ def _describe_cuda(device: torch.device) -> DeviceInfo:
 
 
 def _describe_cpu(problem: str | None, advice: str | None) -> DeviceInfo:
-    host = psutil.virtual_memory()
+    host = allowance()
     device = torch.device("cpu")
     return DeviceInfo(
         kind="cpu",
         name=cpu_name(),
-        memory_bytes=host.total,
-        free_bytes=host.available,
-        host_bytes=host.total,
-        host_free_bytes=host.available,
+        memory_bytes=host.memory_bytes,
+        free_bytes=host.free_bytes,
+        host_bytes=host.memory_bytes,
+        host_free_bytes=host.free_bytes,
         cpu_name=cpu_name(),
-        cpu_count=_cores(),
+        cpu_count=host.cores,
+        limits=host.limits,
         torch=torch.__version__,
         cuda=torch.version.cuda,
         dtypes=(Precision.FP32, Precision.BF16) if cpu_has_bf16() else (Precision.FP32,),
@@ -151,7 +152,7 @@ def environment(device: torch.device) -> Environment:
         device=torch.cuda.get_device_name(device) if cuda else "cpu",
         capability=torch.cuda.get_device_capability(device) if cuda else None,
         cpu=cpu_name(),
-        cpu_count=_cores(),
+        cpu_count=usable_cores(),
         threads=torch.get_num_threads(),
         host=socket.gethostname(),
         platform=f"{sys.platform}-{platform.machine()}",
@@ -193,7 +194,3 @@ def _cpu_lines() -> tuple[str, ...]:
         return tuple(Path("/proc/cpuinfo").read_text().splitlines())
     except OSError:
         return ()
-
-
-def _cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

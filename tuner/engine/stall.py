@@ -15,6 +15,7 @@ from types import FrameType
 
 import psutil
 
+from tuner.contract.allowance import usable_cores
 from tuner.contract.probe import NoticeEvent
 from tuner.engine.hooks import Emit, Hook
 from tuner.engine.loader import Keyed, StreamSource
@@ -90,7 +91,7 @@ def loader_words(trainer: Trainer) -> str:
     if seen[psutil.STATUS_DISK_SLEEP] >= total / 3:
         return f"{name} wait{_s(workers)} for the disk: slow storage"
     if seen[psutil.STATUS_RUNNING] >= total / 2:
-        more = "more workers" if len(workers) < (psutil.cpu_count() or 1) else "fewer other jobs on this host"
+        more = "more workers" if len(workers) < usable_cores() else "fewer other jobs on this host"
         return f"{name} compute{_s(workers)} without a pause: {more}, or less work per sample"
     return f"{name} mostly sleep{_s(workers)}: waiting for something, such as network storage or a lock"
 

@@ -13,6 +13,7 @@ from typing import Any, Literal
 import psutil
 import torch
 
+from tuner.contract.allowance import quota_periods
 from tuner.contract.measurement import Telemetry
 
 EVERY_S = 0.1
@@ -122,10 +123,12 @@ class EnergyMeter:
 
 
 class TelemetrySampler:
-    """Samples a GPU in a thread of its own while it is open; on a CPU it only notes the host's load and swap."""
+    """Samples a GPU in a thread of its own while it is open; on a CPU it only notes the host's load, its swap, and
+    what a CPU quota takes."""
 
     def __init__(self, device: torch.device) -> None:
-        self._load = _load_per_core()
+        self._load = load_per_core()
+        self._periods = quota_periods()
         self._nvml: Nvml | None = None
         if device.type == "cuda":
             with contextlib.suppress(OSError):
@@ -155,6 +158,7 @@ class TelemetrySampler:
             other_processes=self._nvml.other_processes() if self._nvml is not None else None,
             host_load=self._load,
             swap_used_bytes=_swap_used(),
+            cpu_throttled=_throttled(self._periods, quota_periods()),
         )
 
     def _mean(self, name: str) -> float | None:
@@ -179,11 +183,19 @@ class TelemetrySampler:
                 self._slowed.append(slowed)
 
 
-def _load_per_core() -> float | None:
+def load_per_core() -> float | None:
+    """Of the whole host, as the kernel counts the load of all of it, whatever a container may use."""
     try:
         return os.getloadavg()[0] / (os.cpu_count() or 1)
     except OSError:
         return None
+
+
+def _throttled(before: tuple[int, int] | None, after: tuple[int, int] | None) -> float | None:
+    """From (periods, throttled periods) at two moments."""
+    if before is None or after is None or after[0] <= before[0]:
+        return None
+    return (after[1] - before[1]) / (after[0] - before[0])
 
 
 def _swap_used() -> int | None:

@@ -5,7 +5,6 @@ Same configuration, same seed and same position in the stream give the same run,
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Sequence
 from dataclasses import replace
@@ -15,6 +14,7 @@ import torch
 from torch import nn
 
 from tuner import stopping
+from tuner.contract.allowance import usable_cores
 from tuner.contract.config import CompileMode, RunConfig
 from tuner.contract.errors import ConfigError
 from tuner.engine import compiling
@@ -303,7 +303,3 @@ class Trainer:
 def set_threads(threads: int, ranks: int = 1) -> None:
     """Intra-op threads; 0 = every core this process may use, shared with the other ranks on this machine."""
     torch.set_num_threads(threads or max(1, usable_cores() // ranks))
-
-
-def usable_cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -7,15 +7,14 @@ Each warning is said once, with the likely cause, and a line says when it is ove
 from __future__ import annotations
 
 import itertools
-import os
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-import psutil
 import torch
 
+from tuner.contract.allowance import allowance
 from tuner.contract.probe import Expected, NoticeEvent, TrainPlan
 from tuner.contract.statistics import drift
 from tuner.engine.hooks import Emit, Hook, Phases
@@ -24,7 +23,7 @@ from tuner.engine.meter import FIRST_STEPS, buffered_steps
 from tuner.engine.record import StepRecord
 from tuner.engine.stall import loader_words
 from tuner.engine.step import StepResult
-from tuner.engine.telemetry import Nvml
+from tuner.engine.telemetry import Nvml, load_per_core
 from tuner.engine.trainer import Trainer
 
 STREAK = 3
@@ -270,7 +269,7 @@ def device_cause(device: torch.device) -> str:
 
 
 def _load() -> str:
-    load = os.getloadavg()[0] / (os.cpu_count() or 1)
+    load = load_per_core() or 0.0
     return f"the host is busy (load {load:.1f} per core): see `top`" if load > BUSY_LOAD else ""
 
 
@@ -278,4 +277,4 @@ def free_bytes(device: torch.device) -> int:
     """What the device (without one, the host) still has."""
     if device.type == "cuda":
         return int(torch.cuda.mem_get_info(device)[0])
-    return int(psutil.virtual_memory().available)
+    return allowance().free_bytes

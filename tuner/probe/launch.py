@@ -22,6 +22,7 @@ from typing import Any
 import psutil
 
 from tuner import stopping
+from tuner.contract.allowance import usable_cores
 from tuner.zygote import CLEANUP_S, PACKET
 
 MARK = "TUNER_WORKER_HOST"
@@ -53,6 +54,7 @@ def worker_environment(base: Mapping[str, str], cache_dir: Path, threads: int) -
     pool would start at import, and only a process with one thread may fork. Asking whether there is a GPU goes
     through NVML, as CUDA itself must not be touched before a fork. The current directory is not on Python's path:
     a file called torch.py that lies there must not become ours; `tuner.registry.load` adds it for `module:Class`.
+    Inductor knows of no CPU quota and would compile in a process per core of the host.
     """
     kept = {
         key: value for key, value in base.items() if not _SECRET.search(key) and not _URL_WITH_PASSWORD.match(value)
@@ -64,6 +66,7 @@ def worker_environment(base: Mapping[str, str], cache_dir: Path, threads: int) -
         "MALLOC_MMAP_THRESHOLD_": str(1 << 30),
         "MALLOC_TRIM_THRESHOLD_": str(1 << 40),
         "TORCHINDUCTOR_CACHE_DIR": base.get("TORCHINDUCTOR_CACHE_DIR") or str(cache_dir / "inductor"),
+        "TORCHINDUCTOR_COMPILE_THREADS": base.get("TORCHINDUCTOR_COMPILE_THREADS") or str(min(32, usable_cores())),
         "TUNER_CACHE": str(cache_dir),
         "HF_HUB_OFFLINE": base.get("HF_HUB_OFFLINE", "1"),
         "PYTORCH_NVML_BASED_CUDA_CHECK": "1",
@@ -227,7 +230,3 @@ def is_alive(pid: int) -> bool:
     with contextlib.suppress(psutil.NoSuchProcess):
         return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
     return False
-
-
-def usable_cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -19,11 +19,12 @@ from types import TracebackType
 from typing import Literal, Self
 
 from tuner import stopping
+from tuner.contract.allowance import usable_cores
 from tuner.contract.probe import Event, Listener, NoticeEvent, ProbeKind, ProbeReply, ProbeRequest
 from tuner.contract.trust import REGISTERED, Trust
 from tuner.probe.capacity import check_capacity
 from tuner.probe.device_memory import CleanDevice, DeviceMemory, NvmlMemory
-from tuner.probe.launch import Exited, Host, HostLost, usable_cores, worker_environment
+from tuner.probe.launch import Exited, Host, HostLost, worker_environment
 from tuner.probe.verdict import Ending, kernel_oom_kills, log_tail
 from tuner.probe.watch import Watch
 
