@@ -32,6 +32,7 @@ from typing import NoReturn
 import psutil
 
 from tuner import stopping, zygote
+from tuner.contract.awake import AwakeClock
 from tuner.contract.base import parse_json
 from tuner.contract.errors import ConfigError
 from tuner.contract.measurement import Outcome
@@ -132,6 +133,7 @@ class Crew:
     _asked: bool = False
     _untold: int | None = None
     """A request to stop that came before rank 0 was there."""
+    _clock: AwakeClock = field(default_factory=AwakeClock)
 
     def start(self, run_rank: RunRank, reply: int) -> None:
         """Forks the ranks, or has torchrun start them."""
@@ -182,11 +184,12 @@ class Crew:
         """Until all ranks have ended, or one has failed and the others were ended; how many points are answered."""
         end = math.inf
         try:
-            while not all(rank.gone for rank in self._ranks) and time.monotonic() < end:
+            self._clock.begin()
+            while not all(rank.gone for rank in self._ranks) and self._clock.turn() < end:
                 select.select([self._events], [], [], LOOK_S)
                 self._read()
                 self._look()
-                end = min(end, time.monotonic() + self._patience_s())
+                end = min(end, self._clock() + self._patience_s())
             self._read()
             self._look()
             self._judge()
@@ -222,7 +225,7 @@ class Crew:
 
     def _look(self) -> None:
         """Who is still there?"""
-        now = time.monotonic()
+        now = self._clock()
         launched = self._launcher is None or self._launcher.poll() is None
         if self._launcher is not None and launched and not self._asked:
             for number in stopping.has_pending(self._launcher.pid)[:1]:
@@ -253,7 +256,7 @@ class Crew:
     def _given_up(self) -> int | None:
         """A rank that was stopped for too long."""
         for index, rank in enumerate(self._ranks):
-            if rank.stopped_since and time.monotonic() - rank.stopped_since > self.request.limits.peer_s:
+            if rank.stopped_since and self._clock() - rank.stopped_since > self.request.limits.peer_s:
                 return index
         return None
 

@@ -11,30 +11,41 @@ import torch
 from tuner.contract.base import Scalar
 from tuner.contract.config import CompileMode, RunConfig
 from tuner.contract.measurement import Measurement, Outcome
-from tuner.contract.probe import PointReply, ProbeRequest
+from tuner.contract.probe import PointReply, ProbeKind, ProbeRequest
 from tuner.engine.compiling import forget_compiled
 from tuner.engine.device import environment
-from tuner.engine.failure import classify, details, release
+from tuner.engine.distributed import this_rank
+from tuner.engine.failure import Disturbed, classify, details, release
 from tuner.engine.hooks import Emit, Phases
 from tuner.engine.limits import memory_cap
 from tuner.engine.memory import PeakMemory, resident_bytes, tidy
+from tuner.engine.pulse import HOW_IT_SLEPT
 from tuner.engine.trainer import set_threads
 
 Answer = tuple[Measurement | None, dict[str, float]]
+TIMED = frozenset({ProbeKind.LOADER, ProbeKind.COMPUTE, ProbeKind.END_TO_END, ProbeKind.INFERENCE, ProbeKind.PROFILE})
+"""Kinds of probe that answer how long something takes."""
 
 
 class Bench:
     """One request at work. A dataset is kept between points of the same options; models are not."""
 
     def __init__(
-        self, request: ProbeRequest, make: Callable[[Mapping[str, Scalar]], Any], device: torch.device, emit: Emit
+        self,
+        request: ProbeRequest,
+        make: Callable[[Mapping[str, Scalar]], Any],
+        device: torch.device,
+        emit: Emit,
+        slept: Callable[[], float] = lambda: 0.0,
     ) -> None:
+        """slept: seconds since it was last asked in which this process did not run at all."""
         self.request = request
         self.device = device
         self.emit = emit
         self.phases = Phases(emit)
         self.base_bytes = resident_bytes()
         self._make = make
+        self._slept = slept
         self._key = ""
         self._workload: Any = None
         self._dataset: Any = None
@@ -74,10 +85,12 @@ class Bench:
     def answer(self, index: int, config: RunConfig, measure: Callable[[RunConfig], Answer]) -> PointReply:
         """Run `measure` under the request's memory cap; whatever it raises becomes the outcome."""
         self.phases.enter("build")
+        self._slept()
         set_threads(config.threads, config.world_size)
         try:
             with memory_cap(self.request.limits.memory_bytes, self.device):
                 measurement, values = measure(config)
+            self._refuse_slept(config)
             return PointReply(
                 index=index,
                 outcome=Outcome.OK,
@@ -87,6 +100,15 @@ class Bench:
             )
         except Exception as error:
             return failed(index, error, self.device)
+
+    def _refuse_slept(self, config: RunConfig) -> None:
+        """Raises Disturbed on all ranks where one of them was held up in what was to be timed."""
+        if self.request.kind not in TIMED:
+            return
+        if slept_s := max(this_rank(config).gather(self._slept())):
+            raise Disturbed(
+                f"the process did not run for {slept_s:.0f} s of its measurement ({HOW_IT_SLEPT}), so it is none"
+            )
 
 
 def failed(index: int, error: Exception, device: torch.device) -> PointReply:

@@ -37,6 +37,10 @@ class Diverged(Exception):
     """The loss is not finite, or has exploded."""
 
 
+class Disturbed(Exception):
+    """What was measured is no measurement: something outside the job held it up."""
+
+
 class LoaderFailed(Exception):
     """The data loader raised; its own exception is the cause."""
 
@@ -47,6 +51,7 @@ def classify(error: BaseException) -> tuple[Outcome, str]:
     for outcome, found in (
         (Outcome.OOM_DEVICE, next(filter(_is_device_oom, chain), None)),
         (Outcome.OOM_HOST, next(filter(_is_host_oom, chain), None)),
+        (Outcome.CONTENDED, _first(chain, Disturbed)),
         (Outcome.UNSUPPORTED, _first(chain, Unsupported)),
         (Outcome.DIVERGED, _first(chain, Diverged)),
         (Outcome.BAD_INPUT, _first(chain, WorkloadError)),
@@ -68,7 +73,7 @@ def one_line(error: BaseException) -> str:
     text = text or (lines[0] if lines else "")
     if isinstance(source, TunerError):
         text = text.removeprefix(f"{type(source).__module__}.{type(source).__qualname__}: ")
-    elif not isinstance(source, Unsupported | Diverged):
+    elif not isinstance(source, Unsupported | Diverged | Disturbed):
         text = text if text.startswith(type(source).__name__) else f"{type(source).__name__}: {text}"
     return text if len(text) <= 300 else text[:297] + "..."
 
@@ -80,7 +85,7 @@ def _source(error: BaseException) -> BaseException:
 
 def details(error: BaseException) -> str:
     """The end of the traceback, for people who look closer. Empty for errors whose message says it all."""
-    if isinstance(_source(error), TunerError | Unsupported):
+    if isinstance(_source(error), TunerError | Unsupported | Disturbed):
         return ""
     return "".join(traceback.format_exception(error))[-DETAIL_CHARS:]
 

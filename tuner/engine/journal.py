@@ -9,12 +9,13 @@ from pathlib import Path
 from typing import Any
 
 from tuner.contract.config import Cadence
-from tuner.contract.probe import TrainEvent
+from tuner.contract.probe import NoticeEvent, TrainEvent
 from tuner.engine.advice import Adviser
 from tuner.engine.finite import FiniteWatch
 from tuner.engine.hooks import Emit, Every, Hook
 from tuner.engine.line_means import LineMeans
 from tuner.engine.memory import PeakMemory
+from tuner.engine.pulse import HOW_IT_SLEPT, Pulse
 from tuner.engine.record import StepRecord
 from tuner.engine.step import TOTAL, StepResult
 from tuner.engine.table import SAMPLES, Table, number
@@ -47,6 +48,8 @@ class Journal(Hook):
         """Told of the samples after which log lines are taken back."""
         self._lr = 0.0
         self._reads_total = self._was_bad = False
+        self._pulse: Pulse | None = None
+        self._slept_s = self._told_s = 0.0
 
     @property
     def record(self) -> StepRecord:
@@ -55,6 +58,7 @@ class Journal(Hook):
 
     def on_start(self, trainer: Trainer) -> None:
         self._record = StepRecord(trainer.clock)
+        self._pulse = Pulse()
         self._reads_total = trainer.device.type == "cpu"
         self.finite.start(trainer)
         self._every = Every(self._cadence.log_samples, trainer.samples)
@@ -66,7 +70,7 @@ class Journal(Hook):
 
     def after_step(self, trainer: Trainer, result: StepResult) -> None:
         record = self.record
-        record.add(result)
+        record.add(result, slept=self._has_slept(trainer))
         self._lr = result.lr
         due = self._every.due(trainer.samples)
         if due or record.pending >= DRAIN_STEPS or self._looks_bad(result):
@@ -76,6 +80,21 @@ class Journal(Hook):
             self._log(trainer)
             self._means.begin()
             self._line_at, self._logged = trainer.samples, len(record.step_s)
+
+    def _has_slept(self, trainer: Trainer) -> bool:
+        """Did this process not run for a while since the step before? Told once, and whenever the sum has doubled."""
+        slept_s = self._pulse.take() if self._pulse is not None else 0.0
+        self._slept_s += slept_s
+        if slept_s and self._slept_s >= 2 * self._told_s:
+            self._told_s = self._slept_s
+            where = f"at {trainer.samples:,} samples the run had not run for {slept_s:.0f} s ({HOW_IT_SLEPT})"
+            self._emit(NoticeEvent(text=f"{where}: that step is in no throughput"))
+        return slept_s > 0
+
+    def close(self) -> None:
+        """Ends the watching thread."""
+        if self._pulse is not None:
+            self._pulse.close()
 
     def _looks_bad(self, result: StepResult) -> bool:
         """On a CPU: is the total not finite, or was the one before? Such steps are judged at once."""
@@ -107,18 +126,19 @@ class Journal(Hook):
 
     def _log(self, trainer: Trainer) -> None:
         record, since = self.record, self._logged
-        found = record.stretch(since)
-        if not found.seconds:
+        if since == len(record.step_s):
             return
+        found = record.stretch(since)  # of no steps, where all were slept through
+        seconds = found.seconds or math.inf
         self._means.take(record.losses)
         line = TrainEvent(
             samples=trainer.samples,
             step=trainer.steps,
             elapsed_s=time.monotonic() - self._began,
-            samples_per_s=trainer.config.effective_batch_size * found.steps / found.seconds,
+            samples_per_s=trainer.config.effective_batch_size * found.steps / seconds,
             losses=self._means.means(),
             lr=self._lr,
-            data_wait=min(1.0, found.wait_s / found.seconds),
+            data_wait=min(1.0, found.wait_s / seconds),
             peak_bytes=self._memory.gate_bytes(),
         )
         if self._provisional:

@@ -284,6 +284,7 @@ class Production:
 
     def close(self) -> None:
         self._stall.close()
+        self._journal.close()
         self._keeper.settle()
         if self._trainer is not None:
             self._trainer.close()

@@ -42,9 +42,13 @@ class StepRecord:
         self.wait_s: array[float] = array("d")
         self.ahead = array("b")
         """1 for each step that was fed from what the loader's workers made during a break."""
+        self.slept: set[int] = set()
+        """Numbers of the steps in which the process did not run for a while: they are no measurement."""
         self.losses: dict[str, array[float]] = {}
 
-    def add(self, result: StepResult) -> None:
+    def add(self, result: StepResult, *, slept: bool = False) -> None:
+        if slept:
+            self.slept.add(len(self.wait_s))
         self._pending.append(result)
         self.wait_s.append(result.wait_s)
         self.ahead.append(result.ahead)
@@ -73,9 +77,11 @@ class StepRecord:
         return count
 
     def stretch(self, since: int, until: int | None = None) -> Stretch:
-        """The steps from number `since` on whose times are known; those fed ahead only where there are no others."""
-        steps = range(since, len(self.step_s) if until is None else until)
-        steady = [step for step in steps if not self.ahead[step]] or list(steps)
+        """The steps from number `since` on whose times are known, without those slept through; those fed ahead only
+        where there are no others."""
+        numbers = range(since, len(self.step_s) if until is None else until)
+        steps = [step for step in numbers if step not in self.slept]
+        steady = [step for step in steps if not self.ahead[step]] or steps
         return Stretch(
             len(steady),
             math.fsum(self.step_s[step] for step in steady),
@@ -83,10 +89,11 @@ class StepRecord:
         )
 
     def _steady(self, cut: int) -> list[int]:
-        """The steps that count: all up to `cut` (the warm-up), then those not fed ahead, if enough are left."""
-        steps = range(len(self.step_s))
+        """The steps that count: all up to `cut` (the warm-up), then those neither slept through nor fed ahead. Where
+        too few are left, those fed ahead count too."""
+        steps = [step for step in range(len(self.step_s)) if step < cut or step not in self.slept]
         steady = [step for step in steps if step < cut or not self.ahead[step]]
-        return steady if len(steady) - cut >= LEAST_STEADY * (len(steps) - cut) else list(steps)
+        return steady if len(steady) - cut >= LEAST_STEADY * (len(steps) - cut) else steps
 
     def measurement(
         self,

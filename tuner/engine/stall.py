@@ -16,6 +16,7 @@ from types import FrameType
 import psutil
 
 from tuner.contract.allowance import usable_cores
+from tuner.contract.awake import AwakeClock
 from tuner.contract.probe import NoticeEvent
 from tuner.engine.hooks import Emit, Hook
 from tuner.engine.loader import Keyed, StreamSource
@@ -66,9 +67,10 @@ class StallWatch(Hook):
 
     def _look(self, trainer: Trainer, training: int) -> None:
         """Every second or so: is the loop inside the loader, in the same step as before, and since when?"""
-        step, since = -1, time.monotonic()
+        step, clock = -1, AwakeClock()
+        since = clock()
         while not self._enough.wait(min(1.0, self._stall_s / 4)):
-            now, before = time.monotonic(), step
+            now, before = clock.turn(), step
             step = trainer.steps if _in_loader(training) else -1
             if step < 0 or step != before:
                 since = now

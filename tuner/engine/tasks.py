@@ -24,6 +24,7 @@ from tuner.engine.limits import memory_cap
 from tuner.engine.notices import told
 from tuner.engine.optim import makes_optimizer
 from tuner.engine.production import train
+from tuner.engine.pulse import Pulse
 from tuner.prepared import locked
 
 _PROBES: Mapping[ProbeKind, Callable[[Bench], None]] = {
@@ -85,7 +86,8 @@ def _work(
             return make(options)
 
     if request.kind is not ProbeKind.TRAIN:
-        _PROBES[request.kind](Bench(request, make_in_order, device, emit))
+        with Pulse() as pulse:
+            _PROBES[request.kind](Bench(request, make_in_order, device, emit, pulse.take))
         return
     point: RunConfig = request.points[0]
     with memory_cap(request.limits.memory_bytes, device):

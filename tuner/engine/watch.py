@@ -169,7 +169,9 @@ class LiveWatch(Hook):
         if known <= self._since:  # warm-up
             self._began = time.monotonic()
         elif time.monotonic() - self._began >= self._every_s and known - self._since >= WINDOW_STEPS:
-            self._judge(trainer, self._close(trainer, known))
+            window = self._close(trainer, known)
+            if window.seconds:  # not slept through
+                self._judge(trainer, window)
 
     def _close(self, trainer: Trainer, known: int) -> Window:
         found = self._record().stretch(self._since, known)

@@ -23,6 +23,7 @@ import psutil
 
 from tuner import stopping
 from tuner.contract.allowance import usable_cores
+from tuner.contract.awake import TURN_S, AwakeClock
 from tuner.zygote import CLEANUP_S, PACKET
 
 MARK = "TUNER_WORKER_HOST"
@@ -183,26 +184,26 @@ class Host:
             time.sleep(0.01)  # a process that is being torn down has lost its mark already
 
     def _await(self, said: str, timeout_s: float) -> dict[str, Any]:
-        deadline = time.monotonic() + timeout_s
+        clock = AwakeClock()
+        deadline = clock() + timeout_s
         ending = said == "exited"
-        while True:
+        while (left := deadline - clock.turn()) > 0:
             heard: list[Any] = [self.control, *([] if ending else stopping.descriptors())]
-            ready = select.select(heard, [], [], max(0.0, deadline - time.monotonic()))[0]
-            if not ready and ending:
-                raise TimeoutError
-            if not ready:
-                raise HostLost(f"the worker host did not become {said!r} within {timeout_s:g} s")
-            if self.control not in ready:
+            ready = select.select(heard, [], [], min(TURN_S, left))[0]
+            if self.control in ready:
+                word = self._receive()
+                if word["said"] == said:
+                    return word
+                if word["said"] == "refused":
+                    raise HostLost(f"the worker host cannot fork: {word['reason']}")
+                if word["said"] == "signalled":
+                    stopping.note(int(word["signal"]))
+            elif ready:
                 stopping.check()
                 stopping.take_wake_up()
-                continue
-            word = self._receive()
-            if word["said"] == said:
-                return word
-            if word["said"] == "refused":
-                raise HostLost(f"the worker host cannot fork: {word['reason']}")
-            if word["said"] == "signalled":
-                stopping.note(int(word["signal"]))
+        if ending:
+            raise TimeoutError
+        raise HostLost(f"the worker host did not become {said!r} within {timeout_s:g} s")
 
     def _receive(self) -> dict[str, Any]:
         try:

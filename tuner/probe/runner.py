@@ -20,6 +20,7 @@ from typing import Literal, Self
 
 from tuner import stopping
 from tuner.contract.allowance import usable_cores
+from tuner.contract.awake import TURN_S
 from tuner.contract.probe import Event, Listener, NoticeEvent, ProbeKind, ProbeReply, ProbeRequest
 from tuner.contract.trust import REGISTERED, Trust
 from tuner.probe.capacity import check_capacity
@@ -176,7 +177,9 @@ class SubprocessRunner:
             for descriptor in stopping.descriptors():
                 watched.register(descriptor, selectors.EVENT_READ)
             while True:
-                for key, _ in watched.select(max(0.0, min(1.0, watch.seconds_left()))):
+                ready = watched.select(max(0.0, min(TURN_S, watch.seconds_left())))
+                watch.turn()
+                for key, _ in ready:
                     if key.fileobj is host.control:
                         if exited := host.exited():
                             return exited, ""

@@ -8,6 +8,7 @@ from collections.abc import Callable
 
 from pydantic import ValidationError
 
+from tuner.contract.awake import AwakeClock
 from tuner.contract.measurement import Outcome
 from tuner.contract.probe import (
     EVENT,
@@ -94,8 +95,8 @@ class Watch:
     def __init__(self, request: ProbeRequest, listener: Listener, start_s: float, now: Clock = time.monotonic) -> None:
         self._request = request
         self._listener = listener
-        self._now = now
-        self._clock = PhaseClock(request.limits, request.kind, start_s, now())
+        self._now = AwakeClock(now)
+        self._clock = PhaseClock(request.limits, request.kind, start_s, self._now())
         self._buffer = b""
         self._answers: dict[int, tuple[PointReply, float]] = {}
         self._description: DescribeEvent | None = None
@@ -112,6 +113,7 @@ class Watch:
 
     def restart_clock(self) -> None:
         """The process has been started: its silence counts from now on."""
+        self._now.begin()
         self._clock.last_sign = self._now()
 
     def expect_end(self, grace_s: float, asked_by: str) -> None:
@@ -119,6 +121,11 @@ class Watch:
         self._clock.grace_s = grace_s
         self._clock.last_sign = self._now()
         self._asked_by = asked_by
+
+    def turn(self) -> None:
+        """At every turn of waiting, before what has arrived is taken in: what the tuner itself slept through is no
+        silence of the probe, and no cost of it."""
+        self._now.turn()
 
     def close(self) -> None:
         """What arrives from now on was said under the knife, and does not count."""
