@@ -15,6 +15,7 @@ from tuner.contract.probe import ProbeLimits
 from tuner.contract.statistics import half_width, rate_interval, warmup_cut
 from tuner.engine.failure import Diverged
 from tuner.engine.hooks import Hook, Phases
+from tuner.engine.lone import LEAST_STEPS, LoneStep
 from tuner.engine.memory import PeakMemory
 from tuner.engine.record import StepRecord
 from tuner.engine.reference import HostReference
@@ -61,6 +62,7 @@ class Meter(Hook):
         self._ready = 0
         """Batches that lay ready when the stretch began."""
         self._restarted = False
+        self._lone = LoneStep(limits.measure_s, PATIENCE * limits.measure_s)
 
     def on_start(self, trainer: Trainer) -> None:
         self._record = StepRecord(trainer.clock)
@@ -108,25 +110,30 @@ class Meter(Hook):
         steps = len(record.step_s) - self._least_warmup
         self._measured_s += sum(record.step_s[self._summed :])
         self._summed = len(record.step_s)
-        spent = self._measured_s / self._limits.measure_s
+        spent = self._measured_s / self._lone.wanted_s
         if spent >= PATIENCE:
-            self._stop(trainer, "measured", steps >= 2)
+            self._stop(trainer, "measured", steps >= (LEAST_STEPS if self._lone.seen else 2))
         elif steps % self._round:
             return
         elif spent >= 1 and steps >= self._limits.min_steps:
             if self._restarted or not self._drains(trainer, steps):
-                trainer.stop("measured")
+                self._stop(trainer, "measured", True)
             elif spent >= DRAINING:
                 self._restarted = True
                 self._begin(trainer, record)
-        elif len(record.step_s) >= self._next_judged:
+        elif len(record.step_s) >= self._next_judged and not self._lone.seen:
             self._next_judged = len(record.step_s) + max(4, steps // 8)
             narrow = is_narrow(record.step_s, self._least_warmup, self._limits, self._round)
             self._stop(trainer, "precise", narrow and not self._drains(trainer, steps))
 
-    @staticmethod
-    def _stop(trainer: Trainer, reason: str, enough: bool) -> None:
-        if enough:
+    def _stop(self, trainer: Trainer, reason: str, enough: bool) -> None:
+        record = self._opened()
+        if not enough:
+            return
+        if self._lone.calls_for_more(record.step_s, self._least_warmup):
+            self._begin(trainer, record)
+        else:
+            self._least_warmup = self._lone.begin(record.step_s, self._least_warmup)
             trainer.stop(reason)
 
     def _drains(self, trainer: Trainer, steps: int) -> bool:

@@ -20,6 +20,7 @@ from tuner.engine.distributed import this_rank
 from tuner.engine.failure import Diverged
 from tuner.engine.hooks import Heartbeat, Hook
 from tuner.engine.loader import Group, ResidentSource, StreamSource, count_weights, first_batches, to_device
+from tuner.engine.lone import LoneStep
 from tuner.engine.memory import PeakMemory
 from tuner.engine.meter import PATIENCE, PRECISE_ROUNDS, Meter, is_narrow
 from tuner.engine.record import StepRecord, judge_warmup
@@ -112,6 +113,7 @@ def _fetch(bench: Bench, config: RunConfig, source: StreamSource) -> tuple[list[
     dropped = 1 + config.loader.num_workers * config.loader.prefetch_factor
     dropped = min(dropped, max(1, most - LOADER_LEAST))
     step_s: list[float] = []
+    lone = LoneStep(limits.measure_s, PATIENCE * limits.measure_s)
     measured_s, told, judged_at = 0.0, time.monotonic(), dropped + LOADER_LEAST
     while len(step_s) < most:
         began = time.perf_counter()
@@ -122,16 +124,18 @@ def _fetch(bench: Bench, config: RunConfig, source: StreamSource) -> tuple[list[
         if len(step_s) > dropped:
             measured_s += step_s[-1]
         whole = (len(step_s) - dropped) % every == 0 or measured_s >= PATIENCE * limits.measure_s
-        if whole and measured_s >= limits.measure_s and len(step_s) - dropped >= min(LOADER_LEAST, limits.min_steps):
-            break
-        if whole and len(step_s) >= judged_at:
+        if whole and measured_s >= lone.wanted_s and len(step_s) - dropped >= min(LOADER_LEAST, limits.min_steps):
+            if not lone.calls_for_more(step_s, dropped):
+                break
+            dropped, measured_s = len(step_s), 0.0
+        if whole and len(step_s) >= judged_at and not lone.seen:
             judged_at += max(4, len(step_s) // 8)
             if len(step_s) - dropped >= PRECISE_ROUNDS * every and is_narrow(step_s, dropped, limits, every):
                 break
         if time.monotonic() - told > 2.0:
             told = time.monotonic()
             bench.emit(ProgressEvent(done=len(step_s), total=0, text="fetching"))
-    return step_s, dropped
+    return step_s, lone.begin(step_s, dropped)
 
 
 class LossKeeper(Hook):

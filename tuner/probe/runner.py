@@ -21,6 +21,7 @@ from typing import Literal, Self
 from tuner import stopping
 from tuner.contract.allowance import usable_cores
 from tuner.contract.awake import TURN_S
+from tuner.contract.measurement import Outcome
 from tuner.contract.probe import Event, Listener, NoticeEvent, ProbeKind, ProbeReply, ProbeRequest
 from tuner.contract.trust import REGISTERED, Trust
 from tuner.probe.capacity import check_capacity
@@ -90,16 +91,25 @@ class SubprocessRunner:
         self.close()
 
     def run(self, request: ProbeRequest, listener: Listener | None = None) -> ProbeReply:
-        """Run one request; whatever its process does becomes the reply.
+        """Run one request; whatever its process does becomes the reply. A single point that something from outside
+        disturbed is measured once more.
 
         Interrupted (a signal to stop) and what the listener raises end the probe and are passed on; a training run is
         asked to save and end first. Raises ConfigError for a request that `admit` refuses.
         """
         self.admit(request)
         stopping.check()
-        watch = Watch(request, listener or _ignore, self._start_s)
+        listener = listener or _ignore
         if dirty := self._device.wait() if request.device != "cpu" else "":
-            return watch.reply(Ending(refused=dirty))
+            return Watch(request, listener, self._start_s).reply(Ending(refused=dirty))
+        reply = self._once(request, listener)
+        if [point.outcome for point in reply.points] != [Outcome.CONTENDED]:
+            return reply
+        listener(NoticeEvent(level="warning", text=f"{reply.points[0].message}; once more"))
+        return self._once(request, listener)
+
+    def _once(self, request: ProbeRequest, listener: Listener) -> ProbeReply:
+        watch = Watch(request, listener, self._start_s)
         self._device.note()
         saves = stopping.listening() if request.kind is ProbeKind.TRAIN else contextlib.nullcontext()
         try:
