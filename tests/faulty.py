@@ -50,6 +50,13 @@ class Faulty(Toy):
         raise NotImplementedError
 
 
+class Notes(Faulty):
+    """Goes well, and tells that it has begun."""
+
+    def strike(self) -> None:
+        pass
+
+
 class Hangs(Faulty):
     def strike(self) -> None:
         while True:

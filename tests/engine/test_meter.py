@@ -30,7 +30,7 @@ from tuner.engine.hooks import Hook, Phases
 from tuner.engine.live_bytes import LiveBytes
 from tuner.engine.loader import Group, ResidentSource, count_weights, first_batches
 from tuner.engine.memory import PeakMemory
-from tuner.engine.meter import REFERENCES, Meter, buffered_steps, round_steps
+from tuner.engine.meter import PATIENCE, REFERENCES, Meter, buffered_steps, round_steps
 from tuner.engine.record import ENTRIES, StepRecord, judge_warmup, thin
 from tuner.engine.reference import HostReference
 from tuner.engine.step import StepResult
@@ -95,6 +95,31 @@ def test_it_stops_when_the_time_is_spent() -> None:
 def test_very_slow_steps_end_with_at_least_two() -> None:
     trainer, _ = metered(toy_config(), [60.0] * 20, ProbeLimits(measure_s=1.0, min_steps=8))
     assert 4 <= trainer.steps <= 5
+
+
+def test_one_step_from_outside_is_told_from_the_jobs_own_by_measuring_on() -> None:
+    limits = ProbeLimits(measure_s=1.0, half_width=1e-6)
+    trainer, meter = metered(toy_config(), [*jitter(50), 20.0, *jitter(3000)], limits)
+    measured = meter.measurement(trainer)
+    assert 20.0 in measured.step_s, "the raw times are kept"
+    assert max(measured.steady_step_s) < 0.1
+    assert sum(measured.steady_step_s) >= PATIENCE * 1.0
+    assert throughput(measured).value == pytest.approx(16 / 0.010, rel=0.02)
+
+
+@pytest.mark.parametrize("every", [70, 250])
+def test_rare_slow_steps_that_are_the_jobs_own_count(every: int) -> None:
+    script = [*jitter(50), *([4.0, *jitter(every - 1)] * 30)]
+    trainer, meter = metered(toy_config(), script, ProbeLimits(measure_s=1.0, half_width=1e-6))
+    steady = meter.measurement(trainer).steady_step_s
+    assert steady.count(4.0) >= 2
+    assert throughput(meter.measurement(trainer)).value < 16 / 0.015
+
+
+@pytest.mark.parametrize("slow", [0.05, 0.09])
+def test_a_step_that_is_only_slow_is_no_stranger(slow: float) -> None:
+    trainer, _ = metered(toy_config(), [*jitter(50), slow, *jitter(3000)], ProbeLimits(measure_s=1.0, half_width=1e-6))
+    assert trainer.steps < 150
 
 
 def test_what_the_loader_had_ready_is_dropped() -> None:

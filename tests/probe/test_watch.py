@@ -143,6 +143,29 @@ def test_any_event_is_a_sign_of_life() -> None:
     assert turned.watch.seconds_left() == pytest.approx(10)
 
 
+def test_what_the_tuner_itself_slept_through_is_neither_silence_nor_cost() -> None:
+    """Ctrl-Z, a paused container, a lid that was closed: it wakes up, and finds what was said in the meantime."""
+    turned = Turned(deadline_s=10.0)
+    turned.at(1, PhaseEvent(phase="evaluate"))
+    turned.watch.turn()
+    turned.at(3601)
+    turned.watch.turn()
+    assert not turned.watch.overdue()
+    turned.at(3602, ok(0))
+    reply = turned.watch.reply(CLEAN)
+    assert reply.seconds == pytest.approx(2)
+    assert reply.points[0].seconds <= 2
+
+
+def test_a_probe_that_is_silent_while_the_tuner_is_awake_is_overdue() -> None:
+    turned = Turned(deadline_s=10.0)
+    turned.at(0, PhaseEvent(phase="evaluate"))
+    for second in range(12):
+        assert bool(turned.watch.overdue()) == (second > 10)
+        turned.at(second + 1)
+        turned.watch.turn()
+
+
 def test_production_may_be_silent_for_long() -> None:
     turned = Turned(kind=ProbeKind.TRAIN, deadline_s=10.0)
     turned.at(0, PhaseEvent(phase="checkpoint"))

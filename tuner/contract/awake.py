@@ -28,9 +28,9 @@ class AwakeClock:
         return self._now() - self._slept_s
 
     def turn(self) -> float:
-        """The time, a turn that took far too long counted as an ordinary one."""
+        """The time; a turn that took far too long counts as none."""
         now = self._now()
         if now - self._turned > LONGEST_TURN_S:
-            self._slept_s += now - self._turned - TURN_S
+            self._slept_s += now - self._turned
         self._turned = now
         return now - self._slept_s
