@@ -209,10 +209,13 @@ def test_a_stop_is_told_once_and_at_once() -> None:
     """A child stops itself; its parent lets it go on."""
     child = os.fork()
     if not child:
-        with Pulse() as pulse:
-            os.kill(os.getpid(), signal.SIGSTOP)
-            first, then = pulse.take(), pulse.take()
-        os._exit(0 if first >= 1.0 and not then else 1)
+        code = 1
+        try:
+            with Pulse() as pulse:
+                os.kill(os.getpid(), signal.SIGSTOP)
+                code = 0 if pulse.take() >= 1.0 and not pulse.take() else 2
+        finally:
+            os._exit(code)
     os.waitpid(child, os.WUNTRACED)
     time.sleep(STOPPED_S)
     os.kill(child, signal.SIGCONT)
