@@ -10,6 +10,7 @@ import time
 import uuid
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
@@ -24,7 +25,7 @@ from tuner.probe.runner import SubprocessRunner
 
 STOPPED_S = 1.5
 FREEZER = Path("/sys/fs/cgroup/freezer")
-SLOW = {"sleep_s": 0.01}
+SLOW: dict[str, Any] = {"sleep_s": 0.01}
 
 
 def probe_processes() -> list[psutil.Process]:
@@ -124,7 +125,7 @@ def test_a_loader_worker_that_alone_was_stopped_leaves_no_step_of_seconds(
     assert max(sound(reply).step_s) > STOPPED_S / 2
 
 
-@pytest.mark.parametrize("who", ["the whole tree", "the tuner alone"])
+@pytest.mark.parametrize("who", ["the whole tree", pytest.param("the tuner alone", marks=pytest.mark.slow)])
 def test_no_deadline_ends_a_probe_while_the_tuner_sleeps(tmp_path: Path, ledger: Path, who: str) -> None:
     asked = request("tests.faulty:Notes", ledger, deadline_s=2.0, **SLOW)
     parent = Parent(tmp_path, long(asked))

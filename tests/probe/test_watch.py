@@ -161,7 +161,7 @@ def test_a_probe_that_is_silent_while_the_tuner_is_awake_is_overdue() -> None:
     turned = Turned(deadline_s=10.0)
     turned.at(0, PhaseEvent(phase="evaluate"))
     for second in range(12):
-        assert bool(turned.watch.overdue()) == (second > 10)
+        assert bool(turned.watch.overdue()) == (second >= 10)
         turned.at(second + 1)
         turned.watch.turn()
 
