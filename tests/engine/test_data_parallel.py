@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import os
 import signal
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -158,6 +159,26 @@ def test_a_lost_rank_is_named_and_nothing_is_left(
     assert "\n" not in point.message
     assert eventually(lambda: not any(process.is_running() for process in struck.values()), 5)
     assert Checkpointer(tmp_path / "checkpoints").all(), "a checkpoint from before stands"
+
+
+def test_stopped_as_a_whole_for_longer_than_a_rank_may_be_the_run_goes_on(
+    runner: SubprocessRunner, tmp_path: Path
+) -> None:
+    def pause() -> None:
+        ranks = rank_processes()
+        leader = ranks[0].parent()
+        assert leader is not None
+        for process in (*ranks.values(), leader):
+            process.suspend()
+        time.sleep(4.0)
+        for process in (leader, *ranks.values()):
+            process.resume()
+
+    reply = runner.run(training(2, tmp_path, steps=20), at(6 * STEP, pause))
+    assert len(losses(reply)) == 19, "of 20 steps: that in which it was stopped is no measurement"
+    assert reply.train_result is not None
+    assert reply.train_result.finished
+    assert max(reply.train_result.measurement.step_s) < 4.0
 
 
 def test_killed_as_a_whole_the_same_command_reaches_the_same_weights(
