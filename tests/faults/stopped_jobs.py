@@ -38,7 +38,7 @@ class WithWorkers(Toy):
 
 class StuckRows(Dataset[Mapping[str, Tensor]]):
     def __init__(self, rows: Any) -> None:
-        self.rows = rows
+        self.rows: Dataset[Mapping[str, Tensor]] = rows
         self.served = 0
 
     def __len__(self) -> int:
@@ -83,7 +83,7 @@ class StuckEvaluation(WithWorkers):
 
 class LargeRows(Dataset[Mapping[str, Tensor]]):
     def __init__(self, rows: Any) -> None:
-        self.rows = rows
+        self.rows: Dataset[Mapping[str, Tensor]] = rows
 
     def __len__(self) -> int:
         return len(self.rows)
