@@ -212,21 +212,24 @@ def test_what_is_stuck_is_ended_and_the_checkpoint_named(start: Start, name: str
 def test_a_search_ends_and_keeps_its_rows(
     start: Start, tmp_path: Path, number: signal.Signals, parts: tuple[str, ...], code: int
 ) -> None:
-    (tmp_path / "study.yaml").write_text("workload: tests.toys:Toy\nbudget_s: 60\n")
+    (tmp_path / "study.yaml").write_text("workload: tests.toys:Toy\nbudget_s: 3600\n")
     running = start("optimize", "-w", "tests.toys:Toy", "-o", "sleep_s=0.02", "--gpu", "cpu", "--spec", "study.yaml")
-    assert eventually(lambda: bool(running.family()) and _at_work(running)), running.said
-    running.send(number, running.those(*parts))
+    assert eventually(lambda: _struck(running, number, parts)), running.said
     assert running.ends() == code, running.said
     named = "Ctrl-C" if number == signal.SIGINT else number.name
     assert f"stopped by {named}. Finished probes are stored" in running.said
     assert "Traceback" not in running.said
 
 
-def _at_work(running: Running) -> bool:
+def _struck(running: Running, number: int, parts: Sequence[str]) -> bool:
+    """Is a probe after the baseline at work, and did the signal reach the parts?"""
     try:
-        return bool(running.those("run")) and "baseline" in running.said
-    except (StopIteration, psutil.Error):
+        if "baseline" not in running.said or not running.those("run"):
+            return False
+        running.send(number, running.those(*parts))
+    except (StopIteration, psutil.Error, ProcessLookupError):
         return False
+    return True
 
 
 @pytest.mark.parametrize("command", ["train", "optimize"])
