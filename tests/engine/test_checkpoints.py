@@ -6,8 +6,6 @@ import itertools
 import json
 import pickle
 import random
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -16,25 +14,12 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.engine.engine_toys import ROOT, toy_config, toy_trainer
+from tests.engine.engine_toys import toy_config, toy_trainer
 from tuner.contract.config import EmaConfig, LoaderConfig, RunConfig
 from tuner.contract.errors import ConfigError
 from tuner.engine.checkpoint import Checkpointer, CheckpointError
 from tuner.engine.trainer import Trainer
 from tuner.engine.tree import put_together, take_apart
-
-SMALL_DISK = """
-import sys, torch
-from pathlib import Path
-from tuner.engine.checkpoint import Checkpointer, CheckpointError
-keeper = Checkpointer(Path(sys.argv[1]), keep=5)
-keeper.save({"samples": 1, "w": torch.ones(1000)})
-try:
-    keeper.save({"samples": 2, "w": torch.ones(10_000_000)})
-except CheckpointError as error:
-    print(error)
-print(keeper.latest()["samples"], sorted(path.name for path in keeper.directory.iterdir()))
-"""
 
 
 def run_config(workers: int = 0) -> RunConfig:
@@ -163,30 +148,6 @@ def test_saving_again_at_the_same_place_replaces_a_damaged_one(tmp_path: Path) -
     hurt(keeper.all()[0], "tensors.safetensors", "flip")
     saved(keeper, 10)
     assert (keeper.latest() or {})["samples"] == 10
-
-
-def test_a_full_disk_is_told_and_the_previous_checkpoint_stands(tmp_path: Path) -> None:
-    disk = tmp_path / "disk"
-    disk.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", "size=8m", "tmpfs", str(disk)]
-    try:
-        subprocess.run(mount, check=True, capture_output=True, timeout=20)
-    except (OSError, subprocess.CalledProcessError):
-        pytest.skip("not run: a small file system cannot be mounted here")
-    try:
-        done = subprocess.run(
-            [sys.executable, "-c", SMALL_DISK, str(disk / "checkpoints")],
-            cwd=ROOT,
-            capture_output=True,
-            text=True,
-            check=True,
-            timeout=100,
-        )
-    finally:
-        subprocess.run(["umount", str(disk)], check=True, timeout=20)
-    told, after = done.stdout.splitlines()
-    assert "is full; the previous one (step-000000000001) is intact" in told
-    assert after == "1 ['step-000000000001']"
 
 
 def test_a_checkpoint_holds_nothing_that_could_run(tmp_path: Path) -> None:

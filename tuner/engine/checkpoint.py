@@ -31,6 +31,7 @@ BEST = "best"
 _HIDDEN = f".{PREFIX}"
 _OLD, _GONE = ".old", ".gone"
 """Ends of hidden names: moved out to be replaced, and moved out to be removed."""
+_FULL = (errno.ENOSPC, errno.EDQUOT)
 _TENSORS, _STATE, _MANIFEST = "tensors.safetensors", "state.json", "manifest.json"
 _SEAL = "sha256"
 
@@ -73,11 +74,13 @@ def _copied(value: Tensor, buffer: Tensor | None) -> Tensor:
 
 
 class Checkpointer:
-    """Keeps the newest `keep` checkpoints of one run in `directory`."""
+    """Keeps the newest `keep` checkpoints of one run in `directory`; fewer where the disk has no room for a new one."""
 
     def __init__(self, directory: Path, keep: int = 2) -> None:
         self.directory = directory
         self.keep = keep
+        self.given_up: list[str] = []
+        """Names of those removed for want of space since somebody last looked."""
 
     def save(self, state: dict[str, Any] | Snapshot) -> Path:
         """Write `state` (it holds `samples`). Raises CheckpointError; earlier checkpoints then stand as they were."""
@@ -137,9 +140,18 @@ class Checkpointer:
 
     def _save(self, name: str, state: dict[str, Any] | Snapshot, about: Mapping[str, Any]) -> Path:
         final = self.directory / name
-        aside = self.directory / f"{_HIDDEN}{name}.{os.getpid()}"
         try:
             snapshot = state if isinstance(state, Snapshot) else Snapshot.of(state)
+            while not self._written(final, snapshot, about):
+                pass
+        except Exception as error:
+            raise self._explained(error) from error
+        return final
+
+    def _written(self, final: Path, snapshot: Snapshot, about: Mapping[str, Any]) -> bool:
+        """False where the disk is full, and an older one was given up for another try."""
+        aside = self.directory / f"{_HIDDEN}{final.name}.{os.getpid()}"
+        try:
             self._make_directory()
             self._put_back()
             self._sweep()
@@ -150,8 +162,23 @@ class Checkpointer:
             shutil.rmtree(aside, ignore_errors=True)
             with contextlib.suppress(OSError):
                 self._put_back()
-            raise self._explained(error) from error
-        return final
+            if getattr(error, "errno", None) in _FULL and self._give_up_oldest(final):
+                return False
+            raise
+        return True
+
+    def _give_up_oldest(self, final: Path) -> bool:
+        """Remove the oldest one that a newer intact one stands for; False when there is none. Never the best one."""
+        newest_first = [path for path in self.all() if path != final]
+        intact = next((place for place, path in enumerate(newest_first) if _is_intact(path)), len(newest_first))
+        if not newest_first[intact + 1 :]:
+            return False
+        oldest = newest_first[-1]
+        _remove(oldest)
+        if oldest.exists():
+            return False
+        self.given_up.append(oldest.name)
+        return True
 
     def _make_directory(self) -> None:
         if not self.directory.is_dir():
@@ -163,10 +190,7 @@ class Checkpointer:
         older = [path for path in self.all() if path.name < saved.name]
         newer = [path for path in self.all() if path.name > saved.name]
         for path in (*newer, *older[self.keep - 1 :]):
-            gone = path.with_name(f"{_HIDDEN}{path.name}{_GONE}")
-            with contextlib.suppress(OSError):
-                os.replace(path, gone)  # a kill while it is removed must not leave half a checkpoint under its name
-            shutil.rmtree(gone, ignore_errors=True)
+            _remove(path)
 
     def _put_back(self) -> None:
         """A kill between the two moves that replace a checkpoint leaves the old one under its other name."""
@@ -184,7 +208,7 @@ class Checkpointer:
         intact = self.all()
         rest = f"the previous one ({intact[0].name}) is intact" if intact else "there is no earlier one"
         number = getattr(error, "errno", None)
-        if number in (errno.ENOSPC, errno.EDQUOT):
+        if number in _FULL:
             return CheckpointError(
                 f"checkpoint: the disk under {self.directory} is full; {rest}. Free some space and run the same command"
             )
@@ -228,6 +252,22 @@ def _intact(path: Path) -> dict[str, Any]:
         if _digest(path / name) != manifest["files"][name]["sha256"]:
             raise Damaged(f"checkpoint {path.name}: {name} is damaged (its SHA-256 does not match); passed over")
     return manifest
+
+
+def _is_intact(path: Path) -> bool:
+    try:
+        _intact(path)
+    except (CheckpointError, OSError, ValueError, KeyError, TypeError):
+        return False
+    return True
+
+
+def _remove(path: Path) -> None:
+    """A kill meanwhile must not leave half a checkpoint under its name. What cannot be removed stays."""
+    gone = path.with_name(f"{_HIDDEN}{path.name}{_GONE}")
+    with contextlib.suppress(OSError):
+        os.replace(path, gone)
+    shutil.rmtree(gone, ignore_errors=True)
 
 
 def _sealed(manifest: Mapping[str, Any]) -> bytes:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
@@ -78,7 +78,7 @@ class Keeper(Hook):
         self.settle()
         if trainer.samples == self._saved_at or not self._sound(trainer):
             return
-        with self._phases.during("checkpoint"):
+        with self._phases.during("checkpoint"), self._telling():
             self._checkpointer.save(self._state(trainer))
         self._saved_at = trainer.samples
 
@@ -87,7 +87,7 @@ class Keeper(Hook):
         self.settle()
         if not self._sound(trainer):
             return False
-        with self._phases.during("checkpoint"):
+        with self._phases.during("checkpoint"), self._telling():
             self._checkpointer.save_best(self._state(trainer), about)
         return True
 
@@ -96,7 +96,7 @@ class Keeper(Hook):
         if self._writer is None or not self._writer.in_flight:
             return
         try:
-            with self._phases.during("checkpoint"):
+            with self._phases.during("checkpoint"), self._telling():
                 self._writer.wait()
             self._saved_at = self._writing
         except CheckpointError as error:
@@ -114,6 +114,18 @@ class Keeper(Hook):
 
     def _state(self, trainer: Trainer) -> dict[str, Any]:
         return {**trainer.state_dict(), **self._extra, "log": self._journal.state_dict()}
+
+    @contextlib.contextmanager
+    def _telling(self) -> Iterator[None]:
+        """Afterwards it is told which checkpoints were given up for one that needed their space."""
+        try:
+            yield
+        finally:
+            names, self._checkpointer.given_up = self._checkpointer.given_up, []
+            if names:
+                place = f"the disk under {self._checkpointer.directory} is full"
+                text = f"{place}: {', '.join(names)} given up for a newer checkpoint; free some space"
+                self._emit(NoticeEvent(level="warning", text=text))
 
     def _go_on_without(self, error: CheckpointError) -> None:
         self._emit(NoticeEvent(level="warning", text=f"{error}; the run goes on without it"))
