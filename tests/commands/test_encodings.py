@@ -13,8 +13,8 @@ import pytest
 from tests.conftest import tuner_environment
 from tuner.commands.encodings import as_carried
 from tuner.contract.measurement import Outcome
+from tuner.contract.own_files import replace_text
 from tuner.contract.probe import NoticeEvent, PointReply, ProgressEvent
-from tuner.export.tuned import replace_text
 
 TOY = "tests.toys:Toy"
 

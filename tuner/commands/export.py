@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from tuner.commands import encodings, setup
 from tuner.commands.words import out_file
 from tuner.contract.errors import ConfigError, JobFailed
+from tuner.contract.own_files import replace_text
 from tuner.contract.result import plain_json
 from tuner.store.store import StudyStore
 
@@ -28,11 +29,9 @@ def run(study: str, format_: str, out: Path | None, storage: str | None) -> None
     if out is None:
         encodings.write_document(text)
         return
-    from tuner.export.tuned import replace_text
-
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
-        replace_text(out, text)
+        replace_text(out, text, durable=True)
     except OSError as error:
         raise ConfigError(f"--out: {out} cannot be written: {error.strerror}") from None
 

@@ -16,6 +16,7 @@ from tuner.contract.base import Frozen
 from tuner.contract.documents import load_json
 from tuner.contract.errors import ConfigError
 from tuner.contract.liveness import Writer
+from tuner.contract.own_files import newest_checkpoint, replace_text
 from tuner.contract.probe import ProbeReply
 from tuner.contract.production import STATUS_FILE, LiveStatus, ProductionRun, RunStatus
 from tuner.contract.result import plain_json
@@ -29,7 +30,7 @@ def marked(out: Path, run_id: str) -> Iterator[None]:
     path = _mark(out, run_id)
     _sweep(out)
     with contextlib.suppress(OSError):
-        _replace(path, Writer.here())
+        replace_text(path, plain_json(Writer.here()) + "\n")
     try:
         yield
     finally:
@@ -46,7 +47,7 @@ def close_status(out: Path, run_id: str, reply: ProbeReply) -> None:
     reason = f"{point.outcome.value}: {point.message}" if point else "no answer"
     update = {"status": RunStatus.FAILED, "reason": reason, "eta_s": None, "updated_at": _now().isoformat()}
     with contextlib.suppress(OSError):
-        _replace(out / STATUS_FILE, status.model_copy(update=update))
+        replace_text(out / STATUS_FILE, plain_json(status.model_copy(update=update)) + "\n")
 
 
 def read_status(out: Path) -> LiveStatus | None:
@@ -70,17 +71,6 @@ def state_of(run: ProductionRun) -> RunStatus:
     if writer.alive() is None and status is not None and status.run == run.id and _silent(status):
         return RunStatus.DIED
     return RunStatus.RUNNING
-
-
-def has_checkpoint(out: Path) -> bool:
-    return bool(newest_checkpoint(out))
-
-
-def newest_checkpoint(out: Path) -> str:
-    """Its name; empty without one."""
-    with contextlib.suppress(OSError, ValueError):
-        return max((path.name for path in (out / "checkpoints").glob("step-*")), default="")
-    return ""
 
 
 def kept_words(out: Path, again: str) -> str:
@@ -115,12 +105,6 @@ def _read(cls: type[_Model], path: Path) -> _Model | None:
     with contextlib.suppress(ConfigError):
         return load_json(cls, path)
     return None
-
-
-def _replace(path: Path, value: Frozen) -> None:
-    aside = path.with_name(f"{path.name}.{os.getpid()}.part")
-    aside.write_text(plain_json(value) + "\n", encoding="utf-8")
-    os.replace(aside, path)
 
 
 def _now() -> datetime:

@@ -12,11 +12,12 @@ from typing import TYPE_CHECKING, Any
 
 from tuner.commands import console as speak
 from tuner.commands import setup
-from tuner.commands.run_state import has_checkpoint, read_status, state_of
+from tuner.commands.run_state import read_status, state_of
 from tuner.commands.sparkline import sparkline
 from tuner.commands.train_verdict import in_words, judge, quality
 from tuner.contract.documents import read_bytes
 from tuner.contract.errors import ConfigError
+from tuner.contract.own_files import newest_checkpoint
 from tuner.contract.probe import ProbeReply
 from tuner.contract.production import LiveStatus, ProductionRun, RunStatus
 from tuner.contract.promise_check import PeakVerdict
@@ -117,7 +118,7 @@ def line_of(item: ProductionRun) -> RunLine:
         label=item.config.label,
         study=item.study,
         status=state.value,
-        resumable=state in ENDED and not later and has_checkpoint(out),
+        resumable=state in ENDED and not later and bool(newest_checkpoint(out)),
         reason=_reason(state, result, own, later),
         out_dir=item.out_dir,
         started_at=item.started_at,

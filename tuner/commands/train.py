@@ -21,6 +21,7 @@ from tuner.commands.train_words import TrainWords, check_words
 from tuner.contract.config import RunConfig
 from tuner.contract.errors import ConfigError, JobFailed, Stopped
 from tuner.contract.measurement import Outcome
+from tuner.contract.own_files import refuse_links
 from tuner.contract.probe import STOPPED_EARLY, ProbeKind, ProbeLimits, ProbeReply, ProbeRequest, Stage, TrainPlan
 from tuner.contract.production import RunStatus
 from tuner.contract.result import TrainResultJson, plain_json
@@ -106,10 +107,12 @@ def baseline_of(words: TrainWords, runner: SubprocessRunner) -> TunedConfig:
 
 
 def make_folder(out: Path) -> None:
+    """Raises ConfigError where it cannot be made, or a link lies in it where the run would write."""
     try:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise ConfigError(f"--out: {out} cannot be made: {error.strerror}") from None
+    refuse_links(out)
 
 
 def goal(config: RunConfig, words: TrainWords) -> int:

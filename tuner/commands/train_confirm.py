@@ -19,6 +19,7 @@ from tuner.contract.documents import load_json
 from tuner.contract.errors import ConfigError, JobFailed, TunerError
 from tuner.contract.gpu import DeviceInfo
 from tuner.contract.measurement import Interval, Outcome
+from tuner.contract.own_files import replace_text
 from tuner.contract.probe import Expected, PointReply, ProbeKind, ProbeLimits, ProbeRequest, Stage
 from tuner.contract.study import MEMORY_MARGIN
 from tuner.contract.tuned import Confirmed, Promise, TunedConfig
@@ -116,10 +117,8 @@ def check_kept(chosen: RunConfig, asked: TunedConfig, source: str) -> None:
 
 
 def _keep(out: Path, found: Confirmation) -> None:
-    from tuner.export.tuned import replace_text
-
     try:
-        replace_text(out / CONFIRMED_FILE, found.model_dump_json(indent=2) + "\n")
+        replace_text(out / CONFIRMED_FILE, found.model_dump_json(indent=2) + "\n", durable=True)
     except OSError as error:
         raise TunerError(f"{out / CONFIRMED_FILE}: cannot be written: {error.strerror}") from None
 

@@ -18,6 +18,7 @@ from tuner.contract.config import RunConfig
 from tuner.contract.documents import load_json
 from tuner.contract.errors import TunerError
 from tuner.contract.measurement import Outcome
+from tuner.contract.own_files import replace_text
 from tuner.contract.probe import SAMPLES_REACHED, PointReply
 
 if TYPE_CHECKING:
@@ -154,9 +155,7 @@ def _where(step: FellBack) -> str:
 
 
 def _keep(out: Path, kept: Fallbacks) -> None:
-    from tuner.export.tuned import replace_text
-
     try:
-        replace_text(out / FALLBACK_FILE, kept.model_dump_json(indent=2) + "\n")
+        replace_text(out / FALLBACK_FILE, kept.model_dump_json(indent=2) + "\n", durable=True)
     except OSError as error:
         raise TunerError(f"{out / FALLBACK_FILE}: cannot be written: {error.strerror}") from None

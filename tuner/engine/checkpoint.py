@@ -22,11 +22,11 @@ from typing import Any
 from torch import Tensor
 
 from tuner.contract.errors import TunerError
+from tuner.contract.own_files import PREFIX
 from tuner.engine.tensor_file import Written, read_tensors, write_bytes, write_tensors
 from tuner.engine.tree import put_together, take_apart
 
 FORMAT = 2
-PREFIX = "step-"
 BEST = "best"
 _HIDDEN = f".{PREFIX}"
 _OLD, _GONE = ".old", ".gone"
@@ -144,6 +144,8 @@ class Checkpointer:
             snapshot = state if isinstance(state, Snapshot) else Snapshot.of(state)
             while not self._written(final, snapshot, about):
                 pass
+        except CheckpointError:
+            raise
         except Exception as error:
             raise self._explained(error) from error
         return final
@@ -159,7 +161,7 @@ class Checkpointer:
             _write(aside, snapshot, about)
             _replace(aside, final)
         except Exception as error:
-            shutil.rmtree(aside, ignore_errors=True)
+            _erase(aside)
             with contextlib.suppress(OSError):
                 self._put_back()
             if getattr(error, "errno", None) in _FULL and self._give_up_oldest(final):
@@ -175,12 +177,20 @@ class Checkpointer:
             return False
         oldest = newest_first[-1]
         _remove(oldest)
-        if oldest.exists():
+        if os.path.lexists(oldest):
             return False
         self.given_up.append(oldest.name)
         return True
 
+    def sweep(self) -> None:
+        """At the start of a run that has the folder to itself: nothing is left of a save that was killed."""
+        with contextlib.suppress(OSError):
+            self._put_back()
+            self._sweep()
+
     def _make_directory(self) -> None:
+        if self.directory.is_symlink():
+            raise CheckpointError(f"checkpoint: {self.directory} is a link, and nothing is written through one")
         if not self.directory.is_dir():
             self.directory.mkdir(parents=True)
             _flush_folder(self.directory.parent)
@@ -196,13 +206,14 @@ class Checkpointer:
         """A kill between the two moves that replace a checkpoint leaves the old one under its other name."""
         for old in self.directory.glob(f"{_HIDDEN}*{_OLD}"):
             final = self.directory / old.name.removeprefix(_HIDDEN).removesuffix(_OLD)
-            if not final.exists():
+            if not os.path.lexists(final):
                 os.replace(old, final)
 
     def _sweep(self) -> None:
         """Remove what a killed save left behind."""
-        for left in self.directory.glob(f"{_HIDDEN}*"):
-            shutil.rmtree(left, ignore_errors=True)
+        if not self.directory.is_symlink():
+            for left in self.directory.glob(f"{_HIDDEN}*"):
+                _erase(left)
 
     def _explained(self, error: Exception) -> CheckpointError:
         intact = self.all()
@@ -267,7 +278,16 @@ def _remove(path: Path) -> None:
     gone = path.with_name(f"{_HIDDEN}{path.name}{_GONE}")
     with contextlib.suppress(OSError):
         os.replace(path, gone)
-    shutil.rmtree(gone, ignore_errors=True)
+    _erase(gone)
+
+
+def _erase(path: Path) -> None:
+    """A folder with all that is in it, but of a link the link alone. What cannot be removed stays."""
+    with contextlib.suppress(OSError):
+        if path.is_symlink() or path.is_file():
+            path.unlink()
+        else:
+            shutil.rmtree(path, ignore_errors=True)
 
 
 def _sealed(manifest: Mapping[str, Any]) -> bytes:
@@ -294,12 +314,12 @@ def _as_plain(written: Mapping[str, Written]) -> dict[str, dict[str, str | int]]
 def _replace(aside: Path, final: Path) -> None:
     """Move `aside` into place. One of the same name is moved out first: it may be damaged."""
     old = final.with_name(f"{_HIDDEN}{final.name}{_OLD}")
-    shutil.rmtree(old, ignore_errors=True)
-    if final.exists():
+    _erase(old)
+    if os.path.lexists(final):
         os.replace(final, old)
     os.replace(aside, final)
     _flush_folder(final.parent)
-    shutil.rmtree(old, ignore_errors=True)
+    _erase(old)
 
 
 def _flush_folder(path: Path) -> None:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from tuner.contract.own_files import replacing
 from tuner.contract.workload import Trivial
 from tuner.engine.scores import RAW
 from tuner.engine.step import TOTAL
@@ -171,6 +171,5 @@ def _panels(figure: Figure, count: int) -> list[Axes]:
 
 def save(figure: Figure, path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_name(f".{path.name}.part")
-    figure.savefig(aside, format="png", dpi=100)
-    os.replace(aside, path)
+    with replacing(path) as aside:
+        figure.savefig(aside, format="png", dpi=100)

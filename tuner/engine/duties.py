@@ -5,6 +5,7 @@ None of it touches the training's random state, and none of its time is in a ste
 
 from __future__ import annotations
 
+import contextlib
 import math
 import time
 from collections.abc import Iterator, Mapping

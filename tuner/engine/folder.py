@@ -17,6 +17,7 @@ import torch
 
 from tuner.contract.config import RunConfig
 from tuner.contract.documents import write_mapping
+from tuner.contract.own_files import replace_text
 from tuner.contract.probe import TrainPlan
 from tuner.contract.result import plain_json
 from tuner.engine.device import environment
@@ -35,10 +36,11 @@ def write_documents(config: RunConfig, plan: TrainPlan, device: torch.device, re
     comment = "The configuration of this run, as it was started last. Go on with it:\n" + (
         plan.command or f"tuner train --config {out / CONFIG} --out {out}"
     )
-    _replace(out / CONFIG, write_mapping(config.model_dump(mode="json"), comment))
-    _replace(out / ENVIRONMENT, json.dumps(_with_earlier(out, _place(config, plan, device, resumed_from)), indent=2))
+    replace_text(out / CONFIG, write_mapping(config.model_dump(mode="json"), comment))
+    place = _with_earlier(out, _place(config, plan, device, resumed_from))
+    replace_text(out / ENVIRONMENT, json.dumps(place, indent=2) + "\n")
     if plan.promise is not None:
-        _replace(out / PROMISE, plain_json(plan.promise))
+        replace_text(out / PROMISE, plain_json(plan.promise) + "\n")
     else:
         (out / PROMISE).unlink(missing_ok=True)
 
@@ -105,9 +107,3 @@ def _commit(folder: str) -> str | None:
     except (OSError, subprocess.TimeoutExpired):
         return None
     return ran.stdout.strip() or None if ran.returncode == 0 else None
-
-
-def _replace(path: Path, text: str) -> None:
-    aside = path.with_name(f".{path.name}.part")
-    aside.write_text(text if text.endswith("\n") else f"{text}\n", encoding="utf-8")
-    os.replace(aside, path)

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from tuner.contract.measurement import Outcome
+from tuner.contract.own_files import CHECKPOINTS
 from tuner.contract.probe import PointReply, ProbeRequest
 from tuner.engine.checkpoint import Checkpointer
 from tuner.engine.device import environment
@@ -36,7 +37,7 @@ def _follow(request: ProbeRequest, workload: Any, device: torch.device) -> None:
     config, memory = request.points[0], PeakMemory(device)
     trainer = Trainer(workload, config, device=device)
     try:
-        state = Checkpointer(Path(request.train.out_dir) / "checkpoints", request.train.keep).latest()
+        state = Checkpointer(Path(request.train.out_dir) / CHECKPOINTS, request.train.keep).latest()
         if state is not None:
             trainer.load_state_dict(state)
         trainer.run(min(config.horizon_samples, request.train.max_samples or config.horizon_samples))

@@ -10,10 +10,11 @@ from __future__ import annotations
 
 import json
 import math
-import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
+
+from tuner.contract.own_files import replace_text
 
 FILE = "metrics.jsonl"
 LOG = "log"
@@ -38,9 +39,7 @@ class Lines:
         if not self.path.exists():
             return
         kept = [row for row in self.rows() if row["samples"] <= samples or kind not in (None, row.get("kind"))]
-        aside = self.path.with_name(f".{FILE}.part")
-        aside.write_text("".join(f"{json.dumps(row)}\n" for row in kept), encoding="utf-8")
-        os.replace(aside, self.path)
+        replace_text(self.path, "".join(f"{json.dumps(row)}\n" for row in kept))
 
     def add(self, kind: str, samples: int, numbers: Mapping[str, float]) -> None:
         row = {"kind": kind, "samples": samples} | {name: _rounded(value) for name, value in numbers.items()}

@@ -14,6 +14,7 @@ from tuner.contract.base import parse_json
 from tuner.contract.config import RunConfig
 from tuner.contract.errors import ConfigError, TunerError
 from tuner.contract.measurement import Outcome
+from tuner.contract.own_files import CHECKPOINTS
 from tuner.contract.probe import (
     SAMPLES_REACHED,
     STOPPED_EARLY,
@@ -114,7 +115,7 @@ class Production:
         self._emit = emit
         self._out = Path(plan.out_dir)
         self._began = time.monotonic()
-        self._checkpointer = Checkpointer(self._out / "checkpoints", plan.keep)
+        self._checkpointer = Checkpointer(self._out / CHECKPOINTS, plan.keep)
         self._memory = PeakMemory(device)
         self._adviser = Adviser(config.horizon_samples, config.optimizer.lr, config.loss_bands, emit)
         self._adviser.earlier = self._earlier
@@ -206,6 +207,7 @@ class Production:
             self._adviser.figures(self._scores.history, named)
 
     def _resume(self, trainer: Trainer) -> None:
+        self._checkpointer.sweep()
         state = self._checkpointer.latest(lambda text: self._emit(NoticeEvent(level="warning", text=text)))
         if state is None:
             return

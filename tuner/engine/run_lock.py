@@ -1,4 +1,5 @@
-"""One process at a time writes a run folder. The lock is the operating system's: it ends with its process, however."""
+"""One process at a time writes a run folder, through no links, and sweeps what a killed one left. The lock is the
+operating system's: it ends with its process, however."""
 
 from __future__ import annotations
 
@@ -13,8 +14,8 @@ from types import TracebackType
 from typing import Self
 
 from tuner.contract.errors import ConfigError
+from tuner.contract.own_files import LOCK, refuse_links, sweep_parts
 
-LOCK = ".lock"
 _NO_LOCKS = (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS)
 """A file system without locks: the run goes on without one."""
 _LOOK_S = 0.1
@@ -24,7 +25,7 @@ class RunLock:
     """Held from `acquire` to `release`, or while the block runs.
 
     `acquire` raises ConfigError when another process still has it after `wait_s`: one that was just killed, or is just
-    saving its last checkpoint, may need a moment.
+    saving its last checkpoint, may need a moment. Likewise for a link where the run would write.
 
     A record lock: what this process forks (loader workers) does not have it, and cannot keep it after this process.
     """
@@ -39,8 +40,10 @@ class RunLock:
         return self
 
     def acquire(self) -> None:
+        refuse_links(self._folder)
+        flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
         try:
-            self._descriptor = os.open(self._folder / LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+            self._descriptor = os.open(self._folder / LOCK, flags, 0o644)
         except OSError as error:
             raise ConfigError(
                 f"{self._folder}: cannot be written ({error.strerror}); free or mend it, or name another with --out"
@@ -56,6 +59,7 @@ class RunLock:
                 )
             time.sleep(_LOOK_S)
         self._sign()
+        sweep_parts(self._folder)
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import csv
 import math
-import os
 from collections.abc import Mapping, Sequence
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 from tuner.contract.config import Cadence
+from tuner.contract.own_files import replacing
 from tuner.contract.workload import Trivial
 from tuner.engine.hooks import Emit, Every
 from tuner.engine.table import SAMPLES, Table, number
@@ -103,12 +103,10 @@ def write_quality(metrics: Mapping[str, float], trivial: Mapping[str, Trivial], 
             direction = "yes" if known.higher_is_better else "no"
             verdict = "yes" if better else "no"
             rows.append((name, f"{value:.9g}", f"{known.value:.9g}", known.text, direction, verdict))
-    aside = path.with_name(f".{path.name}.part")
-    with aside.open("w", newline="", encoding="utf-8") as target:
+    with replacing(path) as aside, aside.open("w", newline="", encoding="utf-8") as target:
         writer = csv.writer(target, lineterminator="\n")
         writer.writerow(("metric", "value", "trivial", "how", "higher_is_better", "better"))
         writer.writerows(rows)
-    os.replace(aside, path)
 
 
 def with_raw(trivial: Mapping[str, Trivial]) -> dict[str, Trivial]:

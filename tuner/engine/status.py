@@ -6,7 +6,6 @@ It is replaced whole (written aside and moved), so a reader never sees half of i
 from __future__ import annotations
 
 import math
-import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
@@ -16,6 +15,7 @@ from typing import Any
 from tuner.contract.config import RunConfig
 from tuner.contract.liveness import Writer
 from tuner.contract.measurement import Outcome
+from tuner.contract.own_files import newest_checkpoint, replace_text
 from tuner.contract.probe import (
     Event,
     NoticeEvent,
@@ -30,7 +30,6 @@ from tuner.contract.production import STATUS_FILE, LiveStatus, RunStatus
 from tuner.contract.promise_check import check_promise
 from tuner.contract.result import plain_json
 from tuner.contract.tuned import Promise
-from tuner.engine.checkpoint import PREFIX
 
 LEAST_S = 0.2
 """Log lines closer together than this share one writing."""
@@ -84,9 +83,7 @@ class StatusFile:
 
     def write(self) -> None:
         self._change({"updated_at": _now(), "checkpoint": newest_checkpoint(self._out)})
-        aside = self._out / f".{STATUS_FILE}.part"
-        aside.write_text(plain_json(self._status) + "\n", encoding="utf-8")
-        os.replace(aside, self._out / STATUS_FILE)
+        replace_text(self._out / STATUS_FILE, plain_json(self._status) + "\n")
         self._written = time.monotonic()
 
     def _change(self, update: Mapping[str, Any]) -> None:
@@ -159,15 +156,6 @@ def _promised(promise: Promise | None) -> dict[str, Any]:
     rate = promise.samples_per_s
     ends = _finite({"promised_low": rate.low, "promised_high": rate.high})
     return {"promised_samples_per_s": rate.value, "promised_peak_bytes": promise.peak_bytes, **ends}
-
-
-def newest_checkpoint(out: Path) -> str:
-    """`checkpoints/step-000000004096`; empty when there is none."""
-    try:
-        names = [name for name in os.listdir(out / "checkpoints") if name.removeprefix(PREFIX).isdigit()]
-    except OSError:
-        return ""
-    return f"checkpoints/{max(names)}" if names else ""
 
 
 def _news(event: Event) -> dict[str, Any]:

@@ -9,10 +9,10 @@ import contextlib
 import csv
 import io
 import math
-import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
+from tuner.contract.own_files import replace_text
 from tuner.contract.probe import NoticeEvent
 from tuner.engine.hooks import Emit
 
@@ -63,12 +63,7 @@ class Table:
     def _rewrite(self, rows: Sequence[Row]) -> None:
         columns = _columns(rows)
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        aside = self.path.with_name(f".{self.path.name}.part")
-        with aside.open("w", encoding="utf-8") as target:
-            target.write(_as_csv(rows, columns, header=True) if rows else "")
-            target.flush()
-            os.fsync(target.fileno())
-        os.replace(aside, self.path)
+        replace_text(self.path, _as_csv(rows, columns, header=True) if rows else "", durable=True)
         self._columns = columns
 
     def _guarded(self, write: Callable[[], None]) -> None:

@@ -3,10 +3,7 @@ sees half a file."""
 
 from __future__ import annotations
 
-import contextlib
 import json
-import os
-import tempfile
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
@@ -17,6 +14,7 @@ from tuner.contract.base import parse
 from tuner.contract.config import RunConfig
 from tuner.contract.documents import read_file, read_mapping, write_mapping
 from tuner.contract.errors import TunerError
+from tuner.contract.own_files import replace_text
 from tuner.contract.probe import ProbeKind, ProbeRow
 from tuner.contract.study import StudySpec
 from tuner.contract.tuned import Decision, Origin, Promise, Provenance, TunedConfig
@@ -103,22 +101,6 @@ def write(path: Path, tuned: TunedConfig) -> None:
     """Write atomically. Raises TunerError when the folder cannot be written."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        replace_text(path, dump(tuned))
+        replace_text(path, dump(tuned), durable=True)
     except OSError as error:
         raise TunerError(f"{path}: cannot be written: {error.strerror}; name another place with --out") from None
-
-
-def replace_text(path: Path, text: str) -> None:
-    """What UTF-8 cannot hold is written as an escape: a result is worth more than a stray letter in it."""
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8", errors="backslashreplace") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, path)
-    except BaseException:
-        with contextlib.suppress(OSError):
-            os.unlink(temporary)
-        raise

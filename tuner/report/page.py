@@ -10,7 +10,6 @@ import base64
 import hashlib
 import json
 import math
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -22,6 +21,7 @@ from markupsafe import Markup
 
 from tuner.contract.errors import ConfigError
 from tuner.contract.explanation import ExplainResult
+from tuner.contract.own_files import replace_text
 from tuner.contract.probe import ProbeRow
 from tuner.contract.production import ProductionRun
 from tuner.contract.study import StudySpec
@@ -50,11 +50,9 @@ def write_report(
 
 def write_page(path: Path, text: str) -> Path:
     """Written beside and moved, so that a reader never sees half a page. Raises ConfigError."""
-    draft = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        draft.write_text(text, encoding="utf-8")
-        draft.replace(path)
+        replace_text(path, text)
     except OSError as error:
         raise ConfigError(f"--out: {path} cannot be written: {error.strerror}") from None
     return path

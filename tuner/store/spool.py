@@ -12,6 +12,7 @@ from sqlalchemy import URL
 from tuner.contract.base import Frozen
 from tuner.contract.documents import load_json
 from tuner.contract.errors import ConfigError, StoreError
+from tuner.contract.own_files import replace_text
 from tuner.contract.probe import ProbeReply, ProbeRequest
 from tuner.store.engine import is_sqlite, shown, sqlite_path
 
@@ -45,12 +46,7 @@ class Spool:
         self.folder.mkdir(parents=True, exist_ok=True)
         name = sha256(f"{item.study}\n{item.request.id}".encode()).hexdigest()[:24]
         path = self.folder / f"{name}.json"
-        draft = path.with_suffix(f".{os.getpid()}.part")
-        with draft.open("w", encoding="utf-8") as file:
-            file.write(item.to_json())
-            file.flush()
-            os.fsync(file.fileno())
-        draft.replace(path)
+        replace_text(path, item.to_json(), durable=True)
         self._sync_folder()
         return path
 
