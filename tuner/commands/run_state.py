@@ -16,8 +16,9 @@ from tuner.contract.base import Frozen
 from tuner.contract.documents import load_json
 from tuner.contract.errors import ConfigError
 from tuner.contract.liveness import Writer
+from tuner.contract.measurement import Outcome
 from tuner.contract.own_files import newest_checkpoint, replace_text
-from tuner.contract.probe import ProbeReply
+from tuner.contract.probe import STOPPED_EARLY, ProbeReply
 from tuner.contract.production import STATUS_FILE, LiveStatus, ProductionRun, RunStatus
 from tuner.contract.result import plain_json
 
@@ -48,6 +49,18 @@ def close_status(out: Path, run_id: str, reply: ProbeReply) -> None:
     update = {"status": RunStatus.FAILED, "reason": reason, "eta_s": None, "updated_at": _now().isoformat()}
     with contextlib.suppress(OSError):
         replace_text(out / STATUS_FILE, plain_json(status.model_copy(update=update)) + "\n")
+
+
+def with_kept(reply: ProbeReply, out: Path) -> ProbeReply:
+    """What ended a run without a word of its own, with the checkpoint that is left of it."""
+    point = reply.points[0]
+    silent = reply.train_result is None and point.environment is None and point.message != STOPPED_EARLY
+    if not silent or point.outcome is Outcome.BAD_INPUT:
+        return reply
+    newest = newest_checkpoint(out)
+    kept = f"The checkpoint {Path(newest).name} is kept." if newest else "There is no checkpoint yet."
+    told = point.model_copy(update={"message": f"{point.message.rstrip('.')}. {kept}"})
+    return reply.model_copy(update={"points": (told, *reply.points[1:])})
 
 
 def read_status(out: Path) -> LiveStatus | None:

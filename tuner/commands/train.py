@@ -12,7 +12,7 @@ from tuner.commands import console as speak
 from tuner.commands import setup
 from tuner.commands.encodings import written_down
 from tuner.commands.ranks import spread_tuned
-from tuner.commands.run_state import close_status, kept_words, marked
+from tuner.commands.run_state import close_status, kept_words, marked, with_kept
 from tuner.commands.train_confirm import Settled, settle
 from tuner.commands.train_fallback import advice, gone_on, next_leaner
 from tuner.commands.train_progress import RunProgress, introduce
@@ -81,7 +81,7 @@ def attempt(
     request = introduced(asked, settled, recorded.id, words.again(out))
     with marked(out, recorded.id):
         with RunProgress(console, goal(tuned.config, words)) as progress:
-            reply = runner.run(request, progress.listen)
+            reply = with_kept(runner.run(request, progress.listen), out)
         close_status(out, recorded.id, reply)
         result = judge(tuned, reply, recorded.id, out)
         store.finish_run(recorded.id, status(reply), reply.train_result)
@@ -170,7 +170,7 @@ def finish(
             raise Stopped(f"{point.message}. {kept_words(out, words.again(out))}")
         if point.outcome is Outcome.BAD_INPUT:
             raise setup.failed_setup(settled.tuned.config.workload, point.message, point.detail)
-        further = advice(settled, point, words, out) + (f"\n{point.detail.rstrip()}" if point.detail else "")
+        further = (f"\n{point.detail.rstrip()}" if point.detail else "") + advice(settled, point, words, out)
         raise JobFailed(f"training ended with {point.outcome.value}: {point.message}{further}")
     if as_json:
         speak.emit_json(plain_json(result))

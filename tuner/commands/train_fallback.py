@@ -18,7 +18,7 @@ from tuner.contract.config import RunConfig
 from tuner.contract.documents import load_json
 from tuner.contract.errors import TunerError
 from tuner.contract.measurement import Outcome
-from tuner.contract.own_files import replace_text
+from tuner.contract.own_files import newest_checkpoint, replace_text
 from tuner.contract.probe import SAMPLES_REACHED, PointReply
 
 if TYPE_CHECKING:
@@ -66,9 +66,11 @@ def next_leaner(settled: Settled, point: PointReply, out: Path, console: Console
 
 
 def advice(settled: Settled, point: PointReply, words: TrainWords, out: Path) -> str:
-    """What to do about a lack of memory; empty for other ends."""
+    """What to do about a lack of memory, and the command that goes on after other ends; empty where it would meet the
+    same end at once, or there is nothing to go on from."""
     if not point.outcome.is_oom:
-        return ""
+        again = point.outcome is not Outcome.DIVERGED and newest_checkpoint(out)
+        return f"\ngo on with: {words.again(out)}" if again else ""
     config = settled.tuned.config
     found = _choice(settled, point)
     if found is not None and not words.fallback:
