@@ -109,7 +109,7 @@ def _not_finite(result: TrainResultJson) -> list[str]:
     """Steps that were not what they should be; none says nothing."""
     lines = []
     if result.skipped_steps:
-        lines.append(f"  skipped   {result.skipped_steps:,} updates, as their gradient was not finite (fp16)")
+        lines.append(f"  skipped   {result.skipped_steps:,} updates, as their loss or gradient was not finite")
     elif result.not_finite_steps:
         lines.append(f"  not finite: the loss of {result.not_finite_steps:,} steps")
     return lines

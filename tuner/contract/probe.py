@@ -247,7 +247,7 @@ class TrainResult(Frozen):
     best: dict[str, float] = Field(default_factory=dict)
     """Where the configuration names a quality metric: its best `value`, and the `samples` it was reached at."""
     skipped_steps: int = 0
-    """Updates the fp16 loss scaler left out, as their gradient was not finite."""
+    """Updates left out, as their loss or gradient was not finite."""
     not_finite_steps: int = 0
     """Steps whose loss was not finite."""
 

@@ -1,12 +1,14 @@
 """Steps that were not finite: counted, said, and the end of the run when there are too many of them.
 
-With a loss scaler such a step updates nothing and the scale halves; that is its normal work, so only many of them are
-said. Without one nothing is left out behind anybody's back: the run stops, and the checkpoint from before is kept.
+Such a step updates nothing (but see `update`). With a loss scaler the scale halves; that is its normal work, so only
+many of them are said. Without one each is said, and a few in a row end the run: the checkpoint from before is kept.
 """
 
 from __future__ import annotations
 
 import math
+from array import array
+from collections.abc import Sequence
 
 from tuner.contract.probe import NoticeEvent
 from tuner.engine.failure import Diverged
@@ -16,7 +18,7 @@ from tuner.engine.step import TOTAL
 from tuner.engine.trainer import Trainer
 
 NOT_FINITE_STEPS = 3
-"""So many losses in a row that are not finite end a run without a loss scaler."""
+"""So many steps in a row whose loss or gradient is not finite end a run without a loss scaler."""
 SMALLEST_SCALE = 2.0**-14
 """Below this fp16 loss scale every step has been skipped for long, whatever the loss says."""
 MANY_SKIPPED = 10
@@ -31,9 +33,12 @@ class FiniteWatch:
         self.not_finite = 0
         """Steps whose loss was not finite."""
         self.skipped = 0
-        """Updates that the loss scaler left out."""
+        """Updates that were left out."""
+        self.in_a_row = 0
+        """Bad steps at the end of what was read; set before the start of a run that is resumed."""
         self._read = 0
-        self._passed = 0
+        self._untold = self._made = 0
+        """Bad steps that nobody was told of yet, and how many of them were updates all the same."""
         self._scale: float | None = None
         self._falling = 0
         self._told = False
@@ -41,31 +46,45 @@ class FiniteWatch:
     def start(self, trainer: Trainer) -> None:
         self._scale = trainer.loss_scale
 
-    def check(self, trainer: Trainer, record: StepRecord) -> None:
-        """Judge the steps read since the last time; `record` must be drained."""
-        totals = record.losses.get(TOTAL, ())
-        fresh = totals[self._read :]
-        self._read = len(totals)
-        self.not_finite += sum(not math.isfinite(value) for value in fresh)
-        lost, scale = record.not_finite_at_end(), trainer.loss_scale
-        if scale is None:
-            self._unscaled(lost, trainer)
-        else:
+    def check(self, trainer: Trainer, record: StepRecord, *, last: bool = False) -> None:
+        """Judge the steps read since the last time; `record` must be drained. `last`: no more will come."""
+        since, bad = self._read, record.bad_since(self._read)
+        self._read += len(bad)
+        losses = record.losses.get(TOTAL, array("d"))[since:]
+        self.not_finite += sum(not math.isfinite(value) for value in losses)
+        scale = trainer.loss_scale
+        if scale is not None:
             self._scaled(scale, trainer)
+            return
+        self._judge(bad, losses, trainer)
+        self._tell(sum(bad), sum(record.left_out[since:]), trainer, over=last or not self.in_a_row)
 
-    def _unscaled(self, lost: int, trainer: Trainer) -> None:
-        """Every step was an update, a bad one too: say so where the loss has come back."""
-        if lost >= NOT_FINITE_STEPS:
-            raise Diverged(f"the loss was not finite in {lost} steps in a row (at {trainer.samples} samples)")
-        passed = self.not_finite - lost - self._passed
-        if passed > 0:
-            self._passed += passed
-            steps = f"{passed} step{'s' if passed > 1 else ''}"
-            text = (
-                f"the loss was not finite in {steps} before {trainer.samples:,} samples; it has come back, but those "
-                "updates were made: look at the data there"
-            )
-            self._emit(NoticeEvent(level="warning", text=text))
+    def in_a_row_after(self, record: StepRecord) -> int:
+        """The bad steps in a row at the end of `record`, those before this process included."""
+        bad = record.bad_since(self._read)
+        return record.bad_at_end() if not all(bad) else self.in_a_row + len(bad)
+
+    def _judge(self, bad: Sequence[bool], losses: Sequence[float], trainer: Trainer) -> None:
+        for is_bad, loss in zip(bad, losses, strict=True):
+            self.in_a_row = self.in_a_row + 1 if is_bad else 0
+            if self.in_a_row >= NOT_FINITE_STEPS:
+                what = "gradient" if math.isfinite(loss) else "loss"
+                raise Diverged(
+                    f"the {what} was not finite in {self.in_a_row} steps in a row (at {trainer.samples} samples)"
+                )
+
+    def _tell(self, bad: int, left_out: int, trainer: Trainer, *, over: bool) -> None:
+        """Once good steps have come again, or the run is over."""
+        self.skipped += left_out
+        self._untold += bad
+        self._made += bad - left_out
+        if not (self._untold and over):
+            return
+        steps = f"{self._untold} step{'s' if self._untold > 1 else ''}"
+        update = "their updates were left out" if not self._made else "it has come back, but those updates were made"
+        text = f"the loss or its gradient was not finite in {steps} before {trainer.samples:,} samples; {update}"
+        self._untold = self._made = 0
+        self._emit(NoticeEvent(level="warning", text=f"{text}: look at the data there"))
 
     def _scaled(self, scale: float, trainer: Trainer) -> None:
         before, self._scale = self._scale or scale, scale

@@ -97,32 +97,35 @@ class Journal(Hook):
             self._pulse.close()
 
     def _looks_bad(self, result: StepResult) -> bool:
-        """On a CPU: is the total not finite, or was the one before? Such steps are judged at once."""
+        """On a CPU: is this step not finite, or was the one before? Such steps are judged at once."""
         if not self._reads_total:
             return False
-        before, self._was_bad = self._was_bad, not math.isfinite(result.losses[TOTAL])
+        before, self._was_bad = self._was_bad, result.left_out is True or not math.isfinite(result.losses[TOTAL])
         return before or self._was_bad
 
     def on_end(self, trainer: Trainer) -> None:
         self.record.drain()
+        self.finite.check(trainer, self.record, last=True)
         if len(self.record.step_s) > self._logged:
             self._log(trainer)
 
     def healthy(self) -> bool:
-        """Is the last loss finite? Waits for the device."""
+        """Is the last loss finite, or was nothing updated by it? Waits for the device."""
         self.record.drain()
-        return self.record.not_finite_at_end() == 0
+        return self.record.ends_sound
 
     def state_dict(self) -> dict[str, Any]:
         """Where the last line was and what has come since, so that a resumed run writes the lines it would have."""
         self.record.drain()
         self._means.take(self.record.losses)
-        return {"line_at": self._line_at, "means": self._means.state_dict()}
+        bad = self.finite.in_a_row_after(self.record)
+        return {"line_at": self._line_at, "means": self._means.state_dict(), "bad_in_a_row": bad}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Before the run starts."""
         self._line_at = int(state["line_at"])
         self._means.load_state_dict(state["means"])
+        self.finite.in_a_row = int(state.get("bad_in_a_row", 0))
 
     def _log(self, trainer: Trainer) -> None:
         record, since = self.record, self._logged

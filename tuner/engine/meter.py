@@ -147,7 +147,7 @@ class Meter(Hook):
         return fallen > max(counted, trainer.config.loader.num_workers)
 
     def on_end(self, trainer: Trainer) -> None:
-        """Raises Diverged when a total loss was not finite."""
+        """Raises Diverged when a total loss, or without a loss scaler a gradient, was not finite."""
         record = self._opened()
         record.drain()
         assert self._telemetry is not None
@@ -155,10 +155,10 @@ class Meter(Hook):
         if self._wants_reference and trainer.device.type == "cpu":
             trainer.close_loader()
             self._refer(trainer)
-        lost = sum(not math.isfinite(value) for value in record.losses.get("total", ()))
+        lost = sum(record.bad_since(0))
         skips_allowed = trainer.arithmetic.scaler is not None
-        if lost and (not skips_allowed or record.not_finite_at_end()):
-            raise Diverged(f"the loss was not finite in {lost} of {trainer.steps} steps")
+        if lost and (not skips_allowed or record.bad_at_end()):
+            raise Diverged(f"the loss or its gradient was not finite in {lost} of {trainer.steps} steps")
 
     def measurement(self, trainer: Trainer) -> Measurement:
         """After the run; the phases are those entered so far."""

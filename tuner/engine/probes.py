@@ -159,11 +159,10 @@ class LossKeeper(Hook):
     def _judge(self, trainer: Trainer) -> None:
         assert self.record is not None
         self.record.drain()
-        lost = self.record.not_finite_at_end()
+        lost = self.record.bad_at_end()
         if lost and (trainer.arithmetic.scaler is None or lost > 20):
-            raise Diverged(
-                f"the loss was not finite after {trainer.samples} samples at lr {trainer.config.optimizer.lr:g}"
-            )
+            at = f"after {trainer.samples} samples at lr {trainer.config.optimizer.lr:g}"
+            raise Diverged(f"the loss or its gradient was not finite {at}")
 
 
 def lr(bench: Bench) -> None:

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
+from torch import Tensor
 
 from tuner.contract.measurement import Measurement, MemoryPeak, Telemetry
 from tuner.contract.statistics import warmup_cut
@@ -45,6 +46,8 @@ class StepRecord:
         self.slept: set[int] = set()
         """Numbers of the steps in which the process did not run for a while: they are no measurement."""
         self.losses: dict[str, array[float]] = {}
+        self.left_out = array("b")
+        """1 for each step whose update was left out, as far as the losses were read."""
 
     def add(self, result: StepResult, *, slept: bool = False) -> None:
         if slept:
@@ -65,16 +68,26 @@ class StepRecord:
             return
         for name, values in _read_losses(self._pending).items():
             self.losses.setdefault(name, array("d")).extend(values)
+        self.left_out.extend(_read_flags([result.left_out for result in self._pending]))
         self._pending.clear()
 
-    def not_finite_at_end(self) -> int:
-        """How many of the last steps in a row had a total loss that is not finite."""
-        count = 0
-        for value in reversed(self.losses.get(TOTAL, array("d"))):
-            if math.isfinite(value):
-                break
+    def bad_since(self, step: int) -> list[bool]:
+        """Of each step from number `step` on: was its total loss not finite, or its update left out? Call `drain`."""
+        totals = self.losses.get(TOTAL, array("d"))[step:]
+        return [bool(out) or not math.isfinite(total) for total, out in zip(totals, self.left_out[step:], strict=True)]
+
+    def bad_at_end(self) -> int:
+        """How many of the last steps in a row were so."""
+        totals, count = self.losses.get(TOTAL, array("d")), 0
+        while count < len(totals) and (self.left_out[-1 - count] or not math.isfinite(totals[-1 - count])):
             count += 1
         return count
+
+    @property
+    def ends_sound(self) -> bool:
+        """Is the last loss finite, or was nothing updated by it?"""
+        totals = self.losses.get(TOTAL, array("d"))
+        return not totals or math.isfinite(totals[-1]) or bool(self.left_out[-1])
 
     def stretch(self, since: int, until: int | None = None) -> Stretch:
         """The steps from number `since` on whose times are known, without those slept through; those fed ahead only
@@ -166,6 +179,13 @@ def thin(values: Sequence[float], cut: int, every: int) -> tuple[float, ...]:
 
 def _mean(values: Sequence[float]) -> float:
     return sum(values) / len(values)
+
+
+def _read_flags(flags: Sequence[bool | Tensor]) -> list[int]:
+    """In one transfer for all of them."""
+    on_device = [flag for flag in flags if isinstance(flag, Tensor)]
+    read = iter(torch.stack(on_device).tolist() if on_device else ())
+    return [int(next(read) if isinstance(flag, Tensor) else flag) for flag in flags]
 
 
 def _read_losses(results: Sequence[StepResult]) -> dict[str, list[float]]:

@@ -1,4 +1,4 @@
-"""One optimizer step: count the group's weights, run its micro-batches, clip, update.
+"""One optimizer step: count the group's weights, run its micro-batches, clip, update unless something is not finite.
 
 Each loss term is divided by the weight of the whole GROUP before the backward pass, so 8x2 and 16x1 give the same
 gradient even where micro-batches weigh differently (ragged tokens).
@@ -6,10 +6,12 @@ gradient even where micro-batches weigh differently (ragged tokens).
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
-from typing import Any, TypeVar, TypeVarTuple
+from itertools import compress
+from typing import Any, NamedTuple, TypeVar, TypeVarTuple
 
 import torch
 from torch import Tensor, nn
@@ -59,6 +61,9 @@ class StepResult:
     """Numbers in the step's batches, padding included."""
     ahead: bool = False
     """Fed from what the loader's workers had made during a break: its time is nobody's speed."""
+    left_out: bool | Tensor = False
+    """Was nothing updated, as the loss or the gradient was not finite? A 0-dimensional tensor where the device alone
+    knows; False where nobody looked, and with a loss scaler, whose scale tells."""
 
 
 class GradientMaker:
@@ -199,19 +204,100 @@ def _plain_step(optimizer: torch.optim.Optimizer) -> None:
         step(optimizer)
 
 
+class MovingBuffers:
+    """What a forward pass changes in a model beside its gradients (running means of a normalisation): kept before each
+    step, put back after one that is left out."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self._kept: list[Tensor] = []
+        self._moving = list(model.buffers())
+        self._versions: list[int] | None = None
+        """Before the first step, which shows which of the buffers change at all."""
+
+    @torch.no_grad()
+    def keep(self) -> None:
+        if not self._kept:
+            self._kept = [buffer.clone() for buffer in self._moving]
+            self._versions = [buffer._version for buffer in self._moving]
+        else:
+            torch._foreach_copy_(self._kept, self._moving)
+
+    @torch.no_grad()
+    def settle(self, *, left_out: bool) -> None:
+        if self._versions is not None:
+            changed = [b._version != version for b, version in zip(self._moving, self._versions, strict=True)]
+            self._kept = list(compress(self._kept, changed))
+            self._moving = list(compress(self._moving, changed))
+            self._versions = None
+        if left_out and self._moving:
+            torch._foreach_copy_(self._moving, self._kept)
+
+
+class Updated(NamedTuple):
+    """What became of a gradient."""
+
+    norm: Tensor | None
+    """Before clipping; None when nothing is clipped."""
+    left_out: bool | Tensor = False
+
+
 def update(
-    optimizer: torch.optim.Optimizer, parameters: list[Tensor], arithmetic: Arithmetic, max_grad_norm: float | None
-) -> Tensor | None:
-    """Clip and step; returns the gradient's norm before clipping. A loss scaler skips a non-finite one."""
+    optimizer: torch.optim.Optimizer,
+    parameters: list[Tensor],
+    arithmetic: Arithmetic,
+    max_grad_norm: float | None,
+    total: Tensor | None = None,
+) -> Updated:
+    """Clip and step. A loss scaler leaves out a gradient that is not finite; without one that is done here, where the
+    `total` loss is given. No device is waited for, so on a GPU only a fused optimizer, which looks at a flag there, can
+    leave a step out."""
     scaler = arithmetic.scaler
     norm: Tensor | None = None
     if max_grad_norm is not None:
         if scaler is not None:
             scaler.unscale_(optimizer)
         norm = torch.nn.utils.clip_grad_norm_(parameters, max_grad_norm)
-    if scaler is None:
-        _plain_step(optimizer)
-    else:
+    if scaler is not None:
         scaler.step(optimizer)
         scaler.update()
-    return norm
+        return Updated(norm)
+    if total is None:
+        _plain_step(optimizer)
+        return Updated(norm)
+    if total.device.type == "cpu":
+        sound = math.isfinite(total) and math.isfinite(_norm(parameters) if norm is None else norm)
+        if sound:
+            _plain_step(optimizer)
+        return Updated(norm, not sound)
+    return Updated(norm, _flagged_step(optimizer, parameters, norm, total))
+
+
+def _flagged_step(
+    optimizer: torch.optim.Optimizer, parameters: list[Tensor], norm: Tensor | None, total: Tensor
+) -> bool | Tensor:
+    """On a GPU: the fused kernels update nothing where the flag is 1, as with a loss scaler."""
+    flagged: Any = optimizer
+    begun = bool(optimizer.state) or not optimizer.defaults.get("momentum")  # torch's SGD would keep an empty momentum
+    if not (begun and getattr(optimizer, "_step_supports_amp_scaling", False)):
+        _plain_step(optimizer)
+        return False
+    wrong = torch.isfinite((_norm(parameters) if norm is None else norm) + total).logical_not_()
+    flagged.found_inf = wrong.float()
+    try:
+        _plain_step(optimizer)
+    finally:
+        del flagged.found_inf
+    return wrong
+
+
+def _norm(parameters: list[Tensor]) -> Tensor:
+    """Of all gradients together; not finite where one of them is not."""
+    gradients = [_values(p.grad) for p in parameters if p.grad is not None]
+    norms = torch._foreach_norm(gradients) if gradients else [torch.zeros(())]
+    return torch.linalg.vector_norm(torch.stack([norm.float() for norm in norms]))
+
+
+def _values(gradient: Tensor) -> Tensor:
+    """The numbers of a gradient, of a sparse one too; half precision would overflow in a norm."""
+    dense = gradient.coalesce().values() if gradient.is_sparse else gradient
+    return dense.float() if dense.dtype is torch.float16 else dense

@@ -27,7 +27,7 @@ from tuner.engine.hooks import Hook
 from tuner.engine.loader import Group, Source, StoppedWaiting, StreamSource
 from tuner.engine.optim import build_optimizer, lr_schedule, match_layout, set_lr, trained_parameters, with_settings_of
 from tuner.engine.precision import Arithmetic
-from tuner.engine.step import GradientMaker, Span, StepResult, no_span, update, within
+from tuner.engine.step import TOTAL, GradientMaker, MovingBuffers, Span, StepResult, Updated, no_span, update, within
 
 POLL_S = 0.005
 """How often it is asked whether the loader's workers rest."""
@@ -78,6 +78,7 @@ class Trainer:
         self._lr_factor = lr_schedule(workload, config)
         self._gradients = GradientMaker(workload, self.model, self.arithmetic, channels_last=config.channels_last)
         self._keep_gradients = False
+        self._buffers = MovingBuffers(self.model) if device.type == "cpu" else None
         self._span: Span = no_span
         self._speed_up()
 
@@ -180,10 +181,14 @@ class Trainer:
         group = within(self._span, "data_wait", self._next_group)
         samples = group.samples * self.rank.world_size
         count = FlopCount() if self._counts_flops() else None
+        if self._buffers is not None:
+            self._buffers.keep()
         losses = self.rank.add(self._gradients(group, count))
         lr = self._schedule(samples)
         self.updating = True
-        norm = within(self._span, "optimizer", self._clip_and_step)
+        updated = within(self._span, "optimizer", self._clip_and_step, losses[TOTAL])
+        if self._buffers is not None:
+            self._buffers.settle(left_out=updated.left_out is True)
         if self.ema is not None:
             within(self._span, "ema", self.ema.update, self.samples + samples, samples)
         self.samples += samples
@@ -192,7 +197,8 @@ class Trainer:
         self.clock.end()
         if count is not None:
             self.flops_per_sample = count.total / self.config.micro_batch_size or None
-        return StepResult(samples, losses, norm, lr, group.wait_s, group.elements * self.rank.world_size, ahead)
+        elements = group.elements * self.rank.world_size
+        return StepResult(samples, losses, updated.norm, lr, group.wait_s, elements, ahead, updated.left_out)
 
     def _next_group(self) -> Group:
         return self._whole(self.source.next_group())
@@ -204,11 +210,10 @@ class Trainer:
         self.rank.reseed(self.config.seed, self.samples)
         return replace(group, weights=self._gradients.parallel.weights(group.weights))
 
-    def _clip_and_step(self) -> torch.Tensor | None:
-        """Returns the gradient's norm where it is clipped."""
-        norm = update(self.optimizer, self.parameters, self.arithmetic, self.config.max_grad_norm)
+    def _clip_and_step(self, total: torch.Tensor) -> Updated:
+        updated = update(self.optimizer, self.parameters, self.arithmetic, self.config.max_grad_norm, total)
         self._forget_gradients()
-        return norm
+        return updated
 
     def _forget_gradients(self) -> None:
         """What `zero_grad` does, without the profiler's mark it sets around itself."""
