@@ -124,6 +124,16 @@ class Chatty(Faulty):
         print('{"event": "finished"}', file=sys.stderr, flush=True)  # noqa: T201
 
 
+class TalksAndDies(Faulty):
+    """Fills its log with numbered lines, and crashes with a last word."""
+
+    def strike(self) -> None:
+        for number in range(200_000):
+            print(f"line {number} {'.' * 60}")  # noqa: T201
+        print("last words of a talkative process", flush=True)  # noqa: T201
+        ctypes.string_at(0)
+
+
 class ForksOrphans(Faulty):
     """Leaves two processes in sessions of their own, one of them without a parent, and goes on as if nothing were."""
 

@@ -54,12 +54,10 @@ def close_status(out: Path, run_id: str, reply: ProbeReply) -> None:
 def with_kept(reply: ProbeReply, out: Path) -> ProbeReply:
     """What ended a run without a word of its own, with the checkpoint that is left of it."""
     point = reply.points[0]
-    silent = reply.train_result is None and point.environment is None and point.message != STOPPED_EARLY
+    silent = reply.train_result is None and point.environment is None and not point.message.startswith(STOPPED_EARLY)
     if not silent or point.outcome is Outcome.BAD_INPUT:
         return reply
-    newest = newest_checkpoint(out)
-    kept = f"The checkpoint {Path(newest).name} is kept." if newest else "There is no checkpoint yet."
-    told = point.model_copy(update={"message": f"{point.message.rstrip('.')}. {kept}"})
+    told = point.model_copy(update={"message": f"{point.message.rstrip('.')}. {_kept(out)}."})
     return reply.model_copy(update={"points": (told, *reply.points[1:])})
 
 
@@ -88,9 +86,12 @@ def state_of(run: ProductionRun) -> RunStatus:
 
 def kept_words(out: Path, again: str) -> str:
     """What a run that was ended has left, and the command that goes on from there."""
+    return f"{_kept(out)}; go on with: {again}"
+
+
+def _kept(out: Path) -> str:
     newest = newest_checkpoint(out)
-    kept = f"The checkpoint {newest} is kept" if newest else "There is no checkpoint yet"
-    return f"{kept}; go on with: {again}"
+    return f"The checkpoint {Path(newest).name} is kept" if newest else "There is no checkpoint yet"
 
 
 def _silent(status: LiveStatus) -> bool:

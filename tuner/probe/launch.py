@@ -14,7 +14,7 @@ import subprocess
 import sys
 import time
 import uuid
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,10 +24,12 @@ import psutil
 from tuner import stopping
 from tuner.contract.allowance import usable_cores
 from tuner.contract.awake import TURN_S, AwakeClock
+from tuner.probe.log import Log
 from tuner.zygote import CLEANUP_S, PACKET
 
 MARK = "TUNER_WORKER_HOST"
 """Environment variable every descendant carries, so that it is found even when its parents are gone."""
+LOOK_S = 0.5
 FARE_WELL_S = 8.0
 """How long a closed host may take to end its probe and itself before it is killed."""
 
@@ -101,10 +103,22 @@ class Host:
     @classmethod
     def start(cls, environment: Mapping[str, str], log: Path, *, preload: str, timeout_s: float) -> Host:
         """Start a host and wait until it is ready. Raises HostLost and Interrupted; nothing is left running then."""
+        with Log(log) as output:
+            host = cls._started(environment, output.fileno(), preload)
+            try:
+                ready = host._await("ready", timeout_s, output.bound)
+            except BaseException:
+                host.kill()
+                raise
+        host.preloaded, host.problems, host.unsafe = ready["preloaded"], ready["problems"], ready["unsafe"]
+        return host
+
+    @classmethod
+    def _started(cls, environment: Mapping[str, str], output: int, preload: str) -> Host:
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         mark = uuid.uuid4().hex
         command = [sys.executable, "-m", "tuner.worker", "--serve", "--control-fd", str(theirs.fileno())]
-        with theirs, log.open("wb") as output, contextlib.ExitStack() as on_failure:
+        with theirs, contextlib.ExitStack() as on_failure:
             on_failure.callback(ours.close)
             with stopping.held_back():
                 process = subprocess.Popen(
@@ -117,14 +131,7 @@ class Host:
                     start_new_session=True,
                 )
             on_failure.pop_all()
-        host = cls(process, ours, mark)
-        try:
-            ready = host._await("ready", timeout_s)
-        except BaseException:
-            host.kill()
-            raise
-        host.preloaded, host.problems, host.unsafe = ready["preloaded"], ready["problems"], ready["unsafe"]
-        return host
+        return cls(process, ours, mark)
 
     def begin(self, request: int, reply: int, log: int, timeout_s: float = 30.0) -> int:
         """Fork a probe that reads descriptor `request` and writes `reply` and `log`; its pid. Raises HostLost and
@@ -183,11 +190,13 @@ class Host:
         while self.leader is not None and is_alive(self.leader) and time.monotonic() < deadline:
             time.sleep(0.01)  # a process that is being torn down has lost its mark already
 
-    def _await(self, said: str, timeout_s: float) -> dict[str, Any]:
+    def _await(self, said: str, timeout_s: float, meanwhile: Callable[[], None] = lambda: None) -> dict[str, Any]:
+        """`meanwhile` is called now and then."""
         clock = AwakeClock()
         deadline = clock() + timeout_s
         ending = said == "exited"
         while (left := deadline - clock.turn()) > 0:
+            meanwhile()
             heard: list[Any] = [self.control, *([] if ending else stopping.descriptors())]
             ready = select.select(heard, [], [], min(TURN_S, left))[0]
             if self.control in ready:

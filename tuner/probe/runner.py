@@ -27,6 +27,7 @@ from tuner.contract.trust import REGISTERED, Trust
 from tuner.probe.capacity import check_capacity
 from tuner.probe.device_memory import CleanDevice, DeviceMemory, NvmlMemory
 from tuner.probe.launch import Exited, Host, HostLost, worker_environment
+from tuner.probe.log import Log
 from tuner.probe.verdict import Ending, kernel_oom_kills, log_tail
 from tuner.probe.watch import Watch
 
@@ -43,10 +44,10 @@ STOP_GRACE_S = 20.0
 
 @dataclass(frozen=True)
 class _Files:
-    """One probe's descriptors and the path of its log."""
+    """One probe's request, open, and its log."""
 
     request: int
-    log: int
+    log: Log
     log_path: Path
 
 
@@ -162,7 +163,7 @@ class SubprocessRunner:
                 os.close(reply_w)
             watch.restart_clock()
             with stopping.attended():
-                exited, why = self._follow(request, host, watch, reply_r)
+                exited, why = self._follow(request, host, watch, reply_r, files.log)
         except HostLost as error:
             self._drop_host()
             return Ending(lost=str(error))
@@ -176,7 +177,9 @@ class SubprocessRunner:
         asked = stopping.asked() is not None
         return Ending(status=exited.status if exited else None, timed_out=why, asked_to_stop=asked)
 
-    def _follow(self, request: ProbeRequest, host: Host, watch: Watch, reply_r: int) -> tuple[Exited | None, str]:
+    def _follow(
+        self, request: ProbeRequest, host: Host, watch: Watch, reply_r: int, log: Log
+    ) -> tuple[Exited | None, str]:
         """Read events until the process has ended or is overdue; how it ended, and why we ended it. Raises HostLost,
         and Interrupted where nothing is to be saved."""
         os.set_blocking(reply_r, False)
@@ -207,6 +210,7 @@ class SubprocessRunner:
                     watch.expect_end(STOP_GRACE_S, stopping.name_of(number))
                 if stopping.insisted():
                     raise stopping.Interrupted(stopping.farewell())
+                log.bound()
                 if why := watch.overdue():
                     return self._put_down(host, watch), why
 
@@ -242,7 +246,7 @@ class SubprocessRunner:
     @staticmethod
     def _fork(host: Host, files: _Files, reply_w: int) -> Host:
         os.lseek(files.request, 0, os.SEEK_SET)  # a host lost before may have read it
-        host.begin(files.request, reply_w, files.log)
+        host.begin(files.request, reply_w, files.log.fileno())
         return host
 
     def _ready_host(self, request: ProbeRequest, watch: Watch) -> Host:
@@ -283,8 +287,8 @@ class SubprocessRunner:
         base = self._log_dir / f"{_file_name(request.id)}-{os.getpid()}"
         log_path, request_path = base.with_suffix(".log"), base.with_suffix(".json")
         request_path.write_text(request.to_json(), encoding="utf-8")
-        with request_path.open("rb") as source, log_path.open("wb") as log:
-            yield _Files(request=source.fileno(), log=log.fileno(), log_path=log_path)
+        with request_path.open("rb") as source, Log(log_path) as log:
+            yield _Files(request=source.fileno(), log=log, log_path=log_path)
 
 
 def _drain(reply_r: int, watch: Watch) -> None:
