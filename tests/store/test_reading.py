@@ -184,10 +184,38 @@ def test_a_bad_decision_does_not_hide_its_study(tuner: RunTuner, tmp_path: Path)
     ran = tuner("show", "mine", "--storage", url)
     assert ran.code == 0, ran.err
     assert "decision of study mine cannot be read: " in ran.out
-    for words in (("explain", "mine"), ("export", "mine"), ("report", "mine")):
+    for words in (("explain", "mine"), ("report", "mine", "--out", "page.html")):
         ran = tuner(*words, "--storage", url)
-        assert ran.code == 2
-        assert len(ran.err.splitlines()) <= 5
+        assert ran.code == 0, ran.err
+        assert "decision of study mine cannot be read: " in ran.out
+    ran = tuner("export", "mine", "--storage", url)
+    assert ran.code == 2, "there is nothing to write"
+    assert len(ran.err.splitlines()) <= 5
+
+
+@pytest.mark.parametrize(
+    ("statement", "named"),
+    [
+        ("UPDATE tuner_run SET status = 'paused' WHERE id = 'bbbb'", "run bbbb"),
+        ("UPDATE tuner_run SET result = '{\"samples\": 1, \"new\": 2}' WHERE id = 'aaaa'", "run aaaa"),
+        ("UPDATE tuner_probe SET outcome = 'melted' WHERE number = 1", "probe 1 of study mine"),
+        ('UPDATE tuner_probe SET seconds = NULL, "values" = \'{"x": NaN}\' WHERE number = 1', "probe 1 of study mine"),
+        ("UPDATE tuner_probe SET measurement = char(0) || '{}' WHERE number = 2", "probe 2 of study mine"),
+        ("UPDATE tuner_study SET decision = replace(decision, '\"kind\"', '\"sort\"')", "decision of study mine"),
+    ],
+)
+def test_one_bad_row_costs_its_own_line_in_what_is_made_of_a_study(
+    tuner: RunTuner, tmp_path: Path, statement: str, named: str
+) -> None:
+    url = filled(tmp_path / "studies.db")
+    changed(tmp_path / "studies.db", statement)
+    said = ""
+    for words in (("explain", "mine"), ("report", "mine", "--out", "page.html"), ("export", "mine", "--format", "csv")):
+        ran = tuner(*words, "--storage", url)
+        assert ran.code == 0, ran.err
+        said += ran.out + ran.err
+    assert f"{named} cannot be read: " in said
+    assert (tmp_path / "page.html").stat().st_size > 1 << 20
 
 
 SECRETS = [

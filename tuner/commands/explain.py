@@ -26,8 +26,10 @@ def run(study: str | None, config: Path | None, out: Path | None, storage: str |
     name, wanted = (study, None) if config is None else _from_file(study, config)
     store = setup.open_for_reading(storage)
     spec = known_study(store, name or _only(store))
-    result = explain(spec, store.rows(spec.name), store.decision(spec.name), wanted)
     console = speak.make_console(as_json=as_json)
+    rows, decision = store.readable_rows(spec.name), store.readable_decision(spec.name)
+    setup.tell_problems(store, console)
+    result = explain(spec, rows, decision, wanted)
     if as_json:
         speak.emit_json(plain_json(result))
     else:

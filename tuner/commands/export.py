@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from tuner.commands import console as speak
 from tuner.commands import encodings, setup
 from tuner.commands.words import out_file
 from tuner.contract.errors import ConfigError, JobFailed
@@ -65,4 +66,6 @@ def _tuned_text(tuned: TunedConfig, format_: str) -> str:
 def _csv(store: StudyStore, spec: StudySpec) -> str:
     from tuner.report.frame import frame
 
-    return str(frame(store.rows(spec.name), spec).to_csv(index=False))
+    rows = store.readable_rows(spec.name)
+    setup.tell_problems(store, speak.make_console(as_json=True))
+    return str(frame(rows, spec).to_csv(index=False))

@@ -25,11 +25,13 @@ def run(study: str, out: Path | None, storage: str | None) -> None:
     path = out or Path("studies") / setup.short_name(spec.workload) / f"report.{study}.html"
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        rows, decision = store.rows(study), store.decision(study)
+        rows, decision = store.readable_rows(study), store.readable_decision(study)
         write_report(path, spec, rows, decision, store.runs(study), _why(spec, rows, decision))
     except OSError as error:
         raise ConfigError(f"--out: {path} cannot be written: {error.strerror}") from None
-    speak.make_console(as_json=False).print(f"written {path}")
+    console = speak.make_console(as_json=False)
+    setup.tell_problems(store, console)
+    console.print(f"written {path}")
 
 
 def _why(spec: StudySpec, rows: Sequence[ProbeRow], decision: Decision | None) -> ExplainResult | None:

@@ -56,8 +56,7 @@ def run(run_id: str | None, workload: str | None, limit: int, storage: str | Non
             _show_one(_find(store, run_id), console, as_json=as_json)
         else:
             _show_all(store, workload, limit, console, as_json=as_json)
-        for name, why in store.problems.items():
-            console.print(f"{name} cannot be read: {why}", style="red")
+        setup.tell_problems(store, console)
 
 
 def _find(store: StudyStore, run_id: str) -> ProductionRun:

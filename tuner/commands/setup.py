@@ -23,6 +23,8 @@ from tuner.contract.trust import REGISTERED, Trust
 from tuner.contract.workload import WorkloadInfo
 
 if TYPE_CHECKING:
+    from rich.console import Console
+
     from tuner.probe.runner import SubprocessRunner
     from tuner.store.store import StudyStore
 
@@ -66,6 +68,12 @@ def open_for_reading(storage: str | None) -> StudyStore:
     from tuner.store.store import StudyStore
 
     return StudyStore.read(storage_url(storage), empty=storage is None)
+
+
+def tell_problems(store: StudyStore, console: Console) -> None:
+    """What was left out of what was read."""
+    for name, why in store.problems.items():
+        console.print(f"{name} cannot be read: {why}", style="red")
 
 
 def cache_dir() -> Path:

@@ -23,8 +23,7 @@ def run(study: str | None, probes: bool, storage: str | None, *, as_json: bool) 
         _all(store, console, as_json=as_json)
     else:
         _one(store, study, probes, console, as_json=as_json)
-    for name, why in store.problems.items():
-        console.print(f"{name} cannot be read: {why}", style="red")
+    setup.tell_problems(store, console)
 
 
 def _all(store: StudyStore, console: Console, *, as_json: bool) -> None:
@@ -45,7 +44,7 @@ def _one(store: StudyStore, study: str, probes: bool, console: Console, *, as_js
         known = ", ".join(store.study_names()) or "none"
         raise ConfigError(f"study {study!r} is not in the store; known: {known}")
     rows = store.readable_rows(study)
-    decision = next(store.readable([study], lambda name: f"decision of study {name}", store.decision), None)
+    decision = store.readable_decision(study)
     runs = store.runs(study)
     if as_json:
         data = {

@@ -5,17 +5,20 @@ from __future__ import annotations
 
 import fcntl
 import os
+import re
+import shutil
 import sqlite3
+import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote, quote_plus
 
 from sqlalchemy import URL, Connection, Engine, create_engine, event, make_url
 from sqlalchemy.exc import ArgumentError, DBAPIError, NoSuchModuleError, SQLAlchemyError
-from sqlalchemy.pool import NullPool
+from sqlalchemy.pool import NullPool, StaticPool
 
 from tuner.contract.errors import StoreError
 
@@ -24,6 +27,9 @@ _CONNECT_TIMEOUT_S = 10
 _SETUP_KEY = 7_405_116_227
 """Advisory lock on PostgreSQL that whoever makes tables holds; any number that no one else uses."""
 _HIDDEN = "***"
+_SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]{0,40}")
+_SECRET = re.compile(r"pass|pwd|secret|token|key|credential", re.IGNORECASE)
+"""Names of what a URL says after its question mark, and nobody may read."""
 _DAMAGED = "the file is damaged ({}); nothing in it was changed. Restore a copy, or move it away"
 
 
@@ -40,7 +46,8 @@ def parse_url(text: str) -> URL:
     try:
         url = make_url(text)
     except (ArgumentError, ValueError):
-        begins = "" if "@" in text else f" (it begins with {text.partition(':')[0][:40]!r})"
+        scheme = text.partition(":")[0]
+        begins = f" (it begins with {scheme!r})" if _SCHEME.fullmatch(scheme) and "@" not in text else ""
         raise StoreError(
             f"--storage: this is no database URL{begins}; expected is sqlite:///PATH or postgresql://USER@HOST/DATABASE"
         ) from None
@@ -53,6 +60,9 @@ def parse_url(text: str) -> URL:
         url = url.set(drivername="postgresql+psycopg")
     if is_sqlite(url) and url.database in (None, "", ":memory:"):
         raise StoreError("--storage: a SQLite store needs a file: sqlite:///studies/studies.db")
+    if is_sqlite(url) and url.query:
+        names = ", ".join(sorted(url.query))
+        raise StoreError(f"--storage: a SQLite store takes nothing after a question mark (got {names}); leave it out")
     return url
 
 
@@ -66,7 +76,7 @@ def sqlite_path(url: URL) -> Path:
 
 def shown(url: URL) -> str:
     """The URL for people, its password hidden wherever it stands."""
-    hidden = {key: _HIDDEN for key in url.query if "pass" in key.lower()}
+    hidden = {key: _HIDDEN for key in url.query if _SECRET.search(key)}
     return url.update_query_dict(hidden).render_as_string(hide_password=True)
 
 
@@ -93,18 +103,54 @@ def make_reader(url: URL, lock_timeout_s: float = LOCK_TIMEOUT_S) -> Engine:
     if not is_sqlite(url):
         return make_engine(url, lock_timeout_s)
     path = sqlite_path(url)
-    return create_engine("sqlite://", poolclass=NullPool, creator=lambda: read_only(path, lock_timeout_s))
+    pool = StaticPool if _lacks_index(path) else NullPool  # a copy is made once
+    return create_engine("sqlite://", poolclass=pool, creator=lambda: read_only(path, lock_timeout_s))
 
 
-def read_only(path: Path, lock_timeout_s: float = LOCK_TIMEOUT_S) -> sqlite3.Connection:
-    """A connection for reading alone. Raises sqlite3.Error.
+def read_only(path: Path, lock_timeout_s: float = LOCK_TIMEOUT_S, *, alone: bool = False) -> sqlite3.Connection:
+    """A connection for reading alone, which changes nothing in the file nor beside it. Raises sqlite3.Error, OSError.
 
     Without a log beside it the file is whole, and is read as one that does not change: SQLite needs no files beside it
-    then, so that a file can be read in a folder that nobody may write to.
+    then, so that a file can be read in a folder that nobody may write to. With a log its index is read, not written;
+    where it has none, a copy is read. `alone`: what the file itself holds, whatever lies beside it.
     """
-    whole = not any(path.with_name(path.name + beside).exists() for beside in ("-wal", "-journal"))
-    place = f"file:{quote(str(path.absolute()))}?mode=ro{'&immutable=1' if whole else ''}"
-    connection = sqlite3.connect(place, uri=True, timeout=lock_timeout_s, check_same_thread=False)
+    if not alone and _lacks_index(path):
+        return _copy_in_memory(path)
+    in_use = _beside(path, "-wal").exists() or _size(_beside(path, "-journal")) > 0
+    how = "&readonly_shm=1" if in_use and not alone else "&immutable=1"
+    place = f"file:{quote(str(path.absolute()))}?mode=ro{how}"
+    return _readable(sqlite3.connect(place, uri=True, timeout=lock_timeout_s, check_same_thread=False))
+
+
+def _beside(path: Path, ending: str) -> Path:
+    return path.with_name(path.name + ending)
+
+
+def _size(path: Path) -> int:
+    """0 where there is no such file."""
+    with suppress(OSError):
+        return path.stat().st_size
+    return 0
+
+
+def _lacks_index(path: Path) -> bool:
+    """Has it a log whose index SQLite would have to make beside it?"""
+    return _beside(path, "-wal").exists() and not _beside(path, "-shm").exists()
+
+
+def _copy_in_memory(path: Path) -> sqlite3.Connection:
+    """The database with what its log holds."""
+    found = sqlite3.connect(":memory:", check_same_thread=False)
+    with tempfile.TemporaryDirectory(prefix="tuner-read-") as folder:
+        copy = Path(folder) / "copy.db"
+        for beside in ("", "-wal"):
+            shutil.copyfile(_beside(path, beside), _beside(copy, beside))
+        with closing(sqlite3.connect(copy)) as source:
+            source.backup(found)
+    return _readable(found)
+
+
+def _readable(connection: sqlite3.Connection) -> sqlite3.Connection:
     connection.text_factory = lambda data: data.decode("utf-8", "replace")
     return connection
 
@@ -234,7 +280,8 @@ def is_lock_message(text: str) -> bool:
 
 def _scrubbed(text: str, url: URL) -> str:
     secrets = [str(url.password)] if url.password else []
-    secrets += [str(value) for key, value in url.query.items() if "pass" in key.lower()]
+    for key, value in url.query.items():
+        secrets += ([value] if isinstance(value, str) else value) if _SECRET.search(key) else ()
     for secret in secrets:
         for written in (secret, quote(secret, safe=""), quote_plus(secret)):
             text = text.replace(written, _HIDDEN)

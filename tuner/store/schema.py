@@ -8,6 +8,7 @@ tables, wherever its maker was killed.
 from __future__ import annotations
 
 import os
+import sqlite3
 from contextlib import closing, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -100,14 +101,24 @@ def _settle_file(url: URL, lock_timeout_s: float) -> None:
 
 def _refuse_foreign(url: URL) -> None:
     """Another program's database stays as it is. Optuna's own has room for ours."""
-    with closing(read_only(sqlite_path(url))) as connection:
-        names = {str(name) for (name,) in connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
+    names = _tables(url, alone=True) or _tables(url)
     if names and VERSION_TABLE not in names and not names >= _OPTUNA_TABLES:
         known = ", ".join(sorted(names)[:3])
         raise StoreError(
             f"{shown(url)}: it is the database of another program (it holds {known}); nothing in it was changed. "
             "Name another --storage"
         )
+
+
+def _tables(url: URL, *, alone: bool = False) -> set[str]:
+    """Of the file itself where it is read `alone`: somebody may just be writing it, and only its own answer counts."""
+    try:
+        with closing(read_only(sqlite_path(url), alone=alone)) as connection:
+            return {str(name) for (name,) in connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
+    except sqlite3.Error:
+        if alone:
+            return set()
+        raise
 
 
 def _check_kind(path: Path) -> None:

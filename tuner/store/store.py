@@ -202,6 +202,10 @@ class StudyStore:
         text = self._study_column("decision", name)
         return codec.optional(Decision, text, f"{self.shown_url}: decision of study {name!r}")
 
+    def readable_decision(self, name: str) -> Decision | None:
+        """The same for people to look at: one that cannot be read is one of `problems`."""
+        return next(self.readable([name], lambda _: f"decision of study {name}", self.decision), None)
+
     def summary(self, name: str) -> dict[str, Any] | None:
         """What `save_decision` was given beside the decision."""
         text = self._study_column("summary", name)
