@@ -98,6 +98,7 @@ def test_checkpoints_that_become_a_link_in_the_middle_of_a_run_are_not_followed(
 def other_process() -> Iterator[int]:
     with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as process:
         yield process.pid
+        process.kill()
 
 
 def test_what_a_killed_writer_left_is_swept_at_the_next_start(tmp_path: Path, other_process: int) -> None:
@@ -114,7 +115,7 @@ def test_what_a_killed_writer_left_is_swept_at_the_next_start(tmp_path: Path, ot
     ]
     kept = [f".status.json.{other_process}.part", "model.part", f".mine.txt.{gone.pid}.part", "notes.part.txt"]
     for name in (*left, *kept):
-        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text("half")
     events = trained(SHORT.model_copy(update={"cadence": Cadence(log_samples=64)}), tmp_path, Toy)
     assert result_of(events).finished

@@ -177,7 +177,7 @@ def test_a_store_on_a_disk_that_cannot_be_written_is_shown(log: bool, tmp_path: 
             cwd=tmp_path,
         )
         assert ran.returncode == 0, ran.stderr
-        assert "mine" in ran.stdout
+        assert ("aaaa" if words == ("runs",) else "mine") in ran.stdout
     place.chmod(0o755)
 
 

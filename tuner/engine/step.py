@@ -206,29 +206,27 @@ def _plain_step(optimizer: torch.optim.Optimizer) -> None:
 
 class MovingBuffers:
     """What a forward pass changes in a model beside its gradients (running means of a normalisation): kept before each
-    step, put back after one that is left out."""
+    step, put back after one that is left out. The first step shows which of the buffers change at all."""
 
     def __init__(self, model: nn.Module) -> None:
-        self._kept: list[Tensor] = []
         self._moving = list(model.buffers())
-        self._versions: list[int] | None = None
-        """Before the first step, which shows which of the buffers change at all."""
+        self._kept: list[Tensor] = []
+        self._known = False
 
     @torch.no_grad()
     def keep(self) -> None:
-        if not self._kept:
+        if not self._known:
             self._kept = [buffer.clone() for buffer in self._moving]
-            self._versions = [buffer._version for buffer in self._moving]
-        else:
+        elif self._moving:
             torch._foreach_copy_(self._kept, self._moving)
 
     @torch.no_grad()
     def settle(self, *, left_out: bool) -> None:
-        if self._versions is not None:
-            changed = [b._version != version for b, version in zip(self._moving, self._versions, strict=True)]
+        if not self._known:
+            changed = [not torch.equal(kept, now) for kept, now in zip(self._kept, self._moving, strict=True)]
             self._kept = list(compress(self._kept, changed))
             self._moving = list(compress(self._moving, changed))
-            self._versions = None
+            self._known = True
         if left_out and self._moving:
             torch._foreach_copy_(self._moving, self._kept)
 

@@ -77,7 +77,7 @@ def sqlite_path(url: URL) -> Path:
 def shown(url: URL) -> str:
     """The URL for people, its password hidden wherever it stands."""
     hidden = {key: _HIDDEN for key in url.query if _SECRET.search(key)}
-    return url.update_query_dict(hidden).render_as_string(hide_password=True)
+    return url.update_query_dict(hidden).render_as_string(hide_password=True).replace(quote(_HIDDEN), _HIDDEN)
 
 
 def full(url: URL) -> str:
