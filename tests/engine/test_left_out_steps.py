@@ -110,12 +110,9 @@ def test_a_first_step_that_is_bad_is_left_out_too() -> None:
 def test_a_fused_optimizer_leaves_out_what_the_device_flags(momentum: float | None) -> None:
     """As on a GPU, where nobody waits for the flag; the kernels of a CPU know it too."""
     weight = torch.ones(5, requires_grad=True)
-    words = {"lr": 0.1, "fused": True}
-    made = (
-        torch.optim.AdamW([weight], **words)
-        if momentum is None
-        else torch.optim.SGD([weight], momentum=momentum, **words)
-    )
+    made: torch.optim.Optimizer = torch.optim.AdamW([weight], lr=0.1, fused=True)
+    if momentum is not None:
+        made = torch.optim.SGD([weight], lr=0.1, momentum=momentum, fused=True)
     for value, total, left_out in (
         (1.0, 1.0, False),
         (float("nan"), 1.0, True),

@@ -110,7 +110,7 @@ def test_a_talkative_probe_leaves_a_short_log_and_its_last_words_in_the_reply(tm
     ledger = tmp_path / "ledger"
     for isolation in ("forkserver", "fresh"):
         folder = tmp_path / isolation
-        with SubprocessRunner(folder, isolation=isolation, log_dir=folder / "logs", trust=ANY_CODE) as runner:  # type: ignore[arg-type]
+        with SubprocessRunner(folder, isolation=isolation, log_dir=folder / "logs", trust=ANY_CODE) as runner:
             (point,) = runner.run(request("tests.faulty:TalksAndDies", ledger)).points
         assert point.outcome is Outcome.CRASHED
         assert "last words of a talkative process" in point.detail

@@ -292,7 +292,8 @@ def _norm(parameters: list[Tensor]) -> Tensor:
     """Of all gradients together; not finite where one of them is not."""
     gradients = [_values(p.grad) for p in parameters if p.grad is not None]
     norms = torch._foreach_norm(gradients) if gradients else [torch.zeros(())]
-    return torch.linalg.vector_norm(torch.stack([norm.float() for norm in norms]))
+    whole: Tensor = torch.linalg.vector_norm(torch.stack([norm.float() for norm in norms]))
+    return whole
 
 
 def _values(gradient: Tensor) -> Tensor:
