@@ -5,13 +5,13 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Iterable, Mapping
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
-from tests.toys import Toy
+from tests.toys import Rows, Toy
 from tuner.contract.config import Cadence, LoaderConfig, RunConfig
 from tuner.contract.workload import Batch, Split, WorkloadInfo
 
@@ -37,8 +37,8 @@ class WithWorkers(Toy):
 
 
 class StuckRows(Dataset[Mapping[str, Tensor]]):
-    def __init__(self, rows: Any) -> None:
-        self.rows: Dataset[Mapping[str, Tensor]] = rows
+    def __init__(self, rows: Rows) -> None:
+        self.rows = rows
         self.served = 0
 
     def __len__(self) -> int:
@@ -56,7 +56,7 @@ class StuckWorkers(WithWorkers):
 
     def dataset(self, split: Split) -> Any:
         rows = super().dataset(split)
-        return StuckRows(rows) if split == "train" else rows
+        return StuckRows(cast(Rows, rows)) if split == "train" else rows
 
 
 class StuckData(StuckWorkers):
@@ -82,8 +82,8 @@ class StuckEvaluation(WithWorkers):
 
 
 class LargeRows(Dataset[Mapping[str, Tensor]]):
-    def __init__(self, rows: Any) -> None:
-        self.rows: Dataset[Mapping[str, Tensor]] = rows
+    def __init__(self, rows: Rows) -> None:
+        self.rows = rows
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -96,4 +96,4 @@ class LargeItems(WithWorkers):
     """300 KB an item."""
 
     def dataset(self, split: Split) -> Any:
-        return LargeRows(super().dataset(split))
+        return LargeRows(cast(Rows, super().dataset(split)))
