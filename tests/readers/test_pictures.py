@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from tuner.contract.errors import WorkloadError
-from tuner.readers.listing import folders_in, listed, passed_over, state_digest
+from tuner.readers.listing import content_digest, folders_in, listed, passed_over
 from tuner.readers.pictures import SUFFIXES, read_picture, refuse_equal
 
 
@@ -93,9 +93,9 @@ def test_hidden_files_are_no_data_and_others_are_counted(tmp_path: Path) -> None
     found = listed(tmp_path, SUFFIXES)
     assert [os.fsencode(file.name) for file in found.files] == [b"a.JPG", b"b.png", b"c.webp", b"caf\xe9.gif"]
     assert passed_over(found.others, SUFFIXES[:2]) == "3 files passed over (.heic 2, notes 1); read are .png, .jpg"
-    before = state_digest(tmp_path, found.files)
+    before = content_digest(tmp_path, found.files)
     found.files[3].write_bytes(b"1")
-    assert state_digest(tmp_path, found.files) != before
+    assert content_digest(tmp_path, found.files) != before
 
 
 def test_folders_that_become_classes(tmp_path: Path) -> None:

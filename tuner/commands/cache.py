@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 _KEYED = re.compile(r"(?P<name>[A-Za-z0-9_.-]+)-[0-9a-f]{16}")
 """A folder name that ends in a key of its content."""
-_MADE_BY_TOOLS = {"inductor": "compiled kernels", "logs": "logs of probes"}
+_MADE_BY_TOOLS = {"inductor": "compiled kernels", "logs": "logs of probes", "contents": "digests of data"}
 
 
 class Kind(StrEnum):

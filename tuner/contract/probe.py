@@ -12,6 +12,7 @@ from pydantic import Field, TypeAdapter
 
 from tuner.contract.base import Frozen, Scalar, Words
 from tuner.contract.config import RunConfig
+from tuner.contract.fingerprint import Fingerprint
 from tuner.contract.gpu import DeviceInfo
 from tuner.contract.measurement import Environment, Interval, Measurement, Outcome
 from tuner.contract.tuned import Promise
@@ -131,6 +132,8 @@ class TrainPlan(Frozen):
     """What a person types to go on with this run."""
     tensorboard: bool = False
     """Write TensorBoard event files too."""
+    data: tuple[Fingerprint, ...] = ()
+    """What it learns from, by content. Where that is not what the folder's run has learned from, it is so knowingly."""
 
 
 class ProbeRequest(Frozen):

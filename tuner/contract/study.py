@@ -10,6 +10,7 @@ from pydantic import Field, field_validator, model_validator
 
 from tuner.contract.base import Name, Scalar
 from tuner.contract.config import RunConfig
+from tuner.contract.fingerprint import Fingerprint, placed
 from tuner.contract.given import LONGEST_S, Given
 from tuner.contract.gpu import DeviceInfo, GpuProfile
 from tuner.contract.measurement import MemoryPeak
@@ -200,6 +201,10 @@ class StudySpec(Given):
     targets: Targets = Targets()
     tier: str = ""
     """The guide's tier that holds for the target, in words; empty = none."""
+    data: tuple[Fingerprint, ...] = ()
+    """What the options name, by content and where it lies now; `options` and the rows keep their first paths."""
+    data_changes: tuple[str, ...] = ()
+    """In words, what of it has been changed since the first probe, and was accepted."""
     aa: bool = False
     """The baseline tuned against itself: every probe runs the baseline, so any gain found is a false one."""
     seed: int = 0
@@ -220,6 +225,10 @@ class StudySpec(Given):
     @property
     def transfer(self) -> Literal["measured", "unverified"]:
         return "unverified" if self.transferred else "measured"
+
+    def in_place(self, config: RunConfig) -> RunConfig:
+        """`config` with the data where they lie now."""
+        return config.model_copy(update={"options": placed(config.options, self.options, self.data)})
 
     def label(self, config: RunConfig) -> str:
         """`RunConfig.label`, and the options that this study searches."""

@@ -9,6 +9,7 @@ from pydantic import Field, field_validator, model_validator
 
 from tuner.contract.base import Frozen
 from tuner.contract.config import RunConfig
+from tuner.contract.fingerprint import Fingerprint
 from tuner.contract.given import Given
 from tuner.contract.measurement import Environment, Interval, MemoryPeak, Outcome
 
@@ -88,6 +89,10 @@ class Provenance(Origin):
     probes: int
     baseline_digest: str
     lr_note: str = ""
+    data: tuple[Fingerprint, ...] = ()
+    """What it was tuned on, by content."""
+    data_changes: tuple[str, ...] = ()
+    """What of it was changed while it was tuned, and accepted."""
     environment: Environment
     tuner: str
     created: str

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from tuner.contract.base import printable
 from tuner.contract.errors import WorkloadError
+from tuner.readers.contents import contents, together
 from tuner.readers.text import OPTION, why_broken
 
 READ_AS = 1
@@ -66,11 +67,9 @@ def passed_over(others: Counter[str], known: Sequence[str]) -> str:
     return f"{count:,} file{'s' if count > 1 else ''} passed over ({named}{more}); read are {', '.join(known)}"
 
 
-def state_digest(root: Path, files: Iterable[Path]) -> str:
-    """Of the files' names below `root`, sizes and change times: quick, as each probe asks; contents are not read."""
-    state = hashlib.sha256(f"{READ_AS}\n".encode())
-    for file in files:
-        about = file.stat()
-        state.update(os.fsencode(file.relative_to(root)))
-        state.update(f"\0{about.st_size}\0{about.st_mtime_ns}\n".encode())
-    return state.hexdigest()
+def content_digest(root: Path, files: Iterable[Path]) -> str:
+    """Of the files' names below `root` and of what they hold: the key of what is prepared from them. Each probe asks,
+    so a file is read only when it is new or has changed (see `contents`)."""
+    cache = os.environ.get("TUNER_CACHE")
+    found = contents(root, list(files), Path(cache) if cache else None)
+    return hashlib.sha256(f"{READ_AS} {together(found)}".encode()).hexdigest()

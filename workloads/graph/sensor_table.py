@@ -18,7 +18,7 @@ from torch import Tensor
 
 from tuner.contract.base import printable
 from tuner.contract.errors import WorkloadError
-from tuner.readers.listing import Listing, listed, passed_over, state_digest
+from tuner.readers.listing import Listing, content_digest, listed, passed_over
 from tuner.readers.table_file import CSV, PARQUET, TSV, TableFile
 from workloads.graph.data import MAX_CHANNELS, Report, Segment, downsample
 
@@ -68,7 +68,7 @@ class SensorTable:
         return tuple(found)
 
     def digest(self) -> str:
-        return state_digest(self._files[0].path.parent, [file.path for file in self._files])
+        return content_digest(self._files[0].path.parent, [file.path for file in self._files])
 
     def need_bytes(self) -> int:
         """A CSV spends at least two bytes on a value; a parquet file says its rows."""

@@ -24,7 +24,7 @@ from torch import Tensor
 
 from tuner.contract.base import printable
 from tuner.contract.errors import WorkloadError
-from tuner.readers.listing import Listing, folders_in, listed, passed_over, state_digest
+from tuner.readers.listing import Listing, content_digest, folders_in, listed, passed_over
 from tuner.readers.pictures import SUFFIXES as PICTURES
 from tuner.readers.pictures import read_picture, refuse_equal
 
@@ -244,7 +244,7 @@ class ClassFolders:
         return sum(len(files) for files in self.files.values()) - held, held
 
     def digest(self) -> str:
-        return state_digest(self.folder, [file for files in self.files.values() for file in files])
+        return content_digest(self.folder, [file for files in self.files.values() for file in files])
 
     def load(self, size: int, report: Report) -> Labelled:
         total = sum(self.counts)

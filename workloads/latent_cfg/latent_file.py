@@ -18,7 +18,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from tuner.contract.errors import WorkloadError
-from tuner.readers.listing import state_digest
+from tuner.readers.listing import content_digest
 from workloads.latent_cfg.data import Labelled, held_out
 
 SUFFIXES = (".safetensors", ".npz")
@@ -62,7 +62,7 @@ class LatentFile:
         return len(self._is_held) - held, held
 
     def digest(self) -> str:
-        return state_digest(self.path.parent, [self.path])
+        return content_digest(self.path.parent, [self.path])
 
     def load(self) -> Labelled:
         """Latents as the file has them, float32. Raises WorkloadError naming the first value that is not finite."""

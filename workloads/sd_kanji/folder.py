@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from tuner.contract.errors import WorkloadError
 from tuner.prepared import file_digest
-from tuner.readers.listing import state_digest
+from tuner.readers.listing import content_digest
 from tuner.readers.pictures import SUFFIXES, read_picture
 from tuner.readers.table_file import Row, TableFile
 from workloads.sd_kanji.data import Item, held_out, normal
@@ -63,7 +63,7 @@ class ImageFolder:
     def digest(self) -> str:
         """Of the table, and of the pictures' names, sizes and change times."""
         names = sorted({item.name for item in self._items})
-        pictures = state_digest(self.folder, [self.folder / name for name in names])
+        pictures = content_digest(self.folder, [self.folder / name for name in names])
         return f"{file_digest(self._table.path)} {pictures}"
 
     def items(self) -> Sequence[Item]:
