@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from tuner.commands import console as speak
 from tuner.commands import setup
 from tuner.commands.answer import Remarks
+from tuner.commands.places import make_folder
 from tuner.commands.setup import Job, JobWords
 from tuner.commands.words import count, seconds
 from tuner.contract.config import RunConfig
@@ -45,7 +46,7 @@ def run(words: JobWords, micro_batch: str | None, measure: str, out: Path | None
     typed = sizes(micro_batch) if micro_batch is not None else None
     name = setup.short_name(words.workload)
     folder = out or Path("runs") / f"bench-{name}"
-    _make_folder(folder)
+    make_folder(folder)
     console = speak.make_console(as_json=as_json)
     runner = setup.make_runner(words.isolation, Trust.of(words.workload))
     try:
@@ -75,8 +76,10 @@ def run(words: JobWords, micro_batch: str | None, measure: str, out: Path | None
         picture=str(folder / f"{name}_benchmark.png"),
         seconds=time.monotonic() - began,
     )
-    draw(result, Path(result.picture))
-    _tell(result, console, as_json=as_json)
+    try:
+        draw(result, Path(result.picture))
+    finally:  # a picture that cannot be written costs no figure
+        _tell(result, console, as_json=as_json)
     _fail_for_want_of_more_than_memory(result)
 
 
@@ -103,13 +106,6 @@ def sizes(text: str) -> tuple[int, ...]:
 
 def around(baseline: int) -> tuple[int, ...]:
     return tuple(sorted({*(round(baseline * factor) for factor in AROUND if baseline * factor >= 1)}))
-
-
-def _make_folder(folder: Path) -> None:
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ConfigError(f"--out: {folder} cannot be made: {error.strerror}") from None
 
 
 def _introduce(job: Job, console: Console) -> None:

@@ -3,11 +3,14 @@ terminal get plain lines of full width."""
 
 from __future__ import annotations
 
+import contextlib
 import math
+import os
 import sys
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, TextIO, cast
 
 from tuner.commands.encodings import as_carried
+from tuner.contract.errors import JobFailed
 from tuner.contract.measurement import Interval
 from tuner.contract.probe import Event, NoticeEvent
 
@@ -21,16 +24,35 @@ LOPSIDED = 0.125
 def make_console(*, as_json: bool) -> Console:
     from rich.console import Console
 
-    stream = sys.stderr if as_json else sys.stdout
+    stream = _Spoken(sys.stderr if as_json else sys.stdout)
     # what is printed holds users' text (messages, paths, names): brackets in it are no markup, colons no emoji
     return Console(
-        file=stream,
+        file=cast("TextIO", stream),
         width=None if stream.isatty() else 150,
         soft_wrap=not stream.isatty(),
         highlight=False,
         markup=False,
         emoji=False,
     )
+
+
+class _Spoken:
+    """A stream for people's words: neither a full disk under a log nor a reader that has left ends the work."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+
+    def write(self, text: str) -> int:
+        with contextlib.suppress(OSError):
+            self._stream.write(text)
+        return len(text)
+
+    def flush(self) -> None:
+        with contextlib.suppress(OSError):
+            self._stream.flush()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
 
 
 class Warnings:
@@ -47,8 +69,32 @@ class Warnings:
 
 
 def emit_json(text: str) -> None:
-    sys.stdout.write(as_carried(text, sys.stdout.encoding) + "\n")
-    sys.stdout.flush()
+    """Raises JobFailed where stdout does not take it."""
+    write_out(as_carried(text, sys.stdout.encoding) + "\n")
+
+
+def write_out(text: str) -> None:
+    """A result on stdout. Raises JobFailed where it is not taken; a reader that has left ends the command."""
+    try:
+        sys.stdout.write(text)
+        sys.stdout.flush()
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        raise JobFailed(
+            f"stdout cannot be written: {error.strerror}; send it to a place with room, and run again"
+        ) from None
+
+
+def let_go() -> None:
+    """What cannot be written any more is dropped, before the interpreter fails over it at its end."""
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except OSError:
+            nowhere = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(nowhere, stream.fileno())
+            os.close(nowhere)
 
 
 def mib(value: int | float | None) -> str:

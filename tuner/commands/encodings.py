@@ -8,7 +8,7 @@ import json
 import os
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from tuner.contract.base import printable
@@ -51,11 +51,11 @@ def as_carried(text: str, encoding: str | None) -> str:
     return re.sub("[^\x00-\x7f]", lambda found: json.dumps(found[0])[1:-1], text)
 
 
-def write_document(text: str) -> None:
+def write_document(text: str, write: Callable[[str], object]) -> None:
     """Our files are UTF-8, also when stdout is redirected into one; a terminal gets what it can show."""
     if not sys.stdout.isatty() and hasattr(sys.stdout, "reconfigure"):
         sys.stdout.reconfigure(encoding="utf-8", errors="backslashreplace")
-    sys.stdout.write(text)
+    write(text)
 
 
 def refuse_names(words: Sequence[str]) -> None:

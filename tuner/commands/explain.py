@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from tuner.commands import console as speak
 from tuner.commands import setup
 from tuner.commands.export import known_study
+from tuner.commands.places import check_folder
 from tuner.contract.config import RunConfig
 from tuner.contract.errors import ConfigError
 from tuner.contract.explanation import Change, ExplainResult
@@ -23,6 +24,8 @@ if TYPE_CHECKING:
 
 def run(study: str | None, config: Path | None, out: Path | None, storage: str | None, *, as_json: bool) -> None:
     """Raises ConfigError for a study or a file that says nothing, JobFailed before the baseline was measured."""
+    if out is not None:
+        check_folder(out)
     name, wanted = (study, None) if config is None else _from_file(study, config)
     store = setup.open_for_reading(storage)
     spec = known_study(store, name or _only(store))

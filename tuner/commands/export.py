@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from tuner.commands import console as speak
 from tuner.commands import encodings, setup
-from tuner.commands.words import out_file
+from tuner.commands.places import check_file
 from tuner.contract.errors import ConfigError, JobFailed
 from tuner.contract.own_files import replace_text
 from tuner.contract.result import plain_json
@@ -18,18 +18,22 @@ if TYPE_CHECKING:
     from tuner.contract.tuned import TunedConfig
 
 FORMATS = ("yaml", "json", "csv")
+BEGINS = 12
+"""Letters by which an older export is known: another file is not replaced."""
 
 
 def run(study: str, format_: str, out: Path | None, storage: str | None) -> None:
     if format_ not in FORMATS:
         raise ConfigError(f"--format: unknown format {format_!r}; known: {', '.join(FORMATS)}")
-    out_file(out)
+    if out is not None:
+        check_file(out)
     store = setup.open_for_reading(storage)
     spec = known_study(store, study)
     text = _csv(store, spec) if format_ == "csv" else _tuned_text(winner(store, spec), format_)
     if out is None:
-        encodings.write_document(text)
+        encodings.write_document(text, speak.write_out)
         return
+    check_file(out, ours=(text[:BEGINS],))
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
         replace_text(out, text, durable=True)

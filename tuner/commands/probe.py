@@ -11,6 +11,7 @@ from tuner.commands import console as speak
 from tuner.commands import profile, setup
 from tuner.commands.answer import Remarks
 from tuner.commands.encodings import written_down
+from tuner.commands.places import make_folder
 from tuner.commands.ranks import spread
 from tuner.commands.setup import Job, JobWords
 from tuner.commands.words import assignments, choice, rechecked, seconds, size_bytes
@@ -97,10 +98,7 @@ def profile_folder(words: JobWords, asked: ProbeWords) -> Path | None:
             raise ConfigError("--out: it belongs to --profile; other probes write no files")
         return None
     folder = asked.out or Path("runs") / f"profile-{setup.short_name(words.workload)}"
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ConfigError(f"--out: {folder} cannot be made: {error.strerror}") from None
+    make_folder(folder)
     return folder
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from tuner.commands import console as speak
 from tuner.commands import setup
 from tuner.commands.export import known_study
-from tuner.commands.words import out_file
+from tuner.commands.places import check_file
 from tuner.contract.errors import ConfigError, JobFailed
 from tuner.contract.explanation import ExplainResult
 from tuner.contract.probe import ProbeRow
@@ -17,12 +17,17 @@ from tuner.contract.tuned import Decision
 from tuner.report.page import write_report
 from tuner.search.explain import explain
 
+BEGINS = ("<!",)
+"""How an older page is known: another file is not replaced."""
+
 
 def run(study: str, out: Path | None, storage: str | None) -> None:
+    if out is not None:
+        check_file(out, ours=BEGINS)
     store = setup.open_for_reading(storage)
     spec = known_study(store, study)
-    out_file(out)
     path = out or Path("studies") / setup.short_name(spec.workload) / f"report.{study}.html"
+    check_file(path, ours=BEGINS)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         rows, decision = store.readable_rows(study), store.readable_decision(study)

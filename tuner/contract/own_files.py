@@ -27,7 +27,7 @@ _PART = re.compile(r"\.?(?P<name>.+?)(?:\.(?P<pid>\d+))?\.part")
 def replacing(path: Path) -> Iterator[Path]:
     """Yields a place beside `path` to write to, moved over it at the end of the block, so that a reader never sees half
     a file; removed where the block raises."""
-    aside = path.with_name(f".{path.name}.{os.getpid()}.part")
+    aside = path.with_name(f".{path.name[:40]}.{os.getpid()}.part")  # a name may have 255 bytes
     try:
         aside.unlink(missing_ok=True)  # of a killed process of this number, or a link
         yield aside

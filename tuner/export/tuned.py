@@ -20,6 +20,8 @@ from tuner.contract.study import StudySpec
 from tuner.contract.tuned import Decision, Origin, Promise, Provenance, TunedConfig
 
 SCHEMA_LINE = "yaml-language-server: $schema=../../docs/schema/tuned.json"
+BEGINNINGS = ("# yaml-language-server", "config:", "workload:")
+"""Of a file that is one of these: ours, somebody's edited copy, a bare configuration."""
 
 
 def tuned_config(
@@ -35,17 +37,19 @@ def tuned_config(
         probes=len(rows),
         baseline_digest=spec.baseline.digest(),
         lr_note="; ".join(note for note in decision.notes if note.startswith("lr")),
+        data=tuple(item.brief for item in spec.data),
+        data_changes=spec.data_changes,
         environment=environment,
         tuner=__version__,
         created=datetime.now(UTC).isoformat(timespec="seconds"),
     )
     return TunedConfig(
-        config=decision.winner.config,
+        config=spec.in_place(decision.winner.config),
         promise=promised,
         provenance=provenance,
-        runner_ups=decision.runner_ups,
+        runner_ups=tuple(spec.in_place(config) for config in decision.runner_ups),
         runner_up_peaks=tuple(_largest_peak(config, rows) for config in decision.runner_ups),
-        baseline=decision.baseline.config if decision.baseline is not None else None,
+        baseline=spec.in_place(decision.baseline.config) if decision.baseline is not None else None,
     )
 
 
