@@ -7,6 +7,7 @@ Exit codes: 0 done (a winner, or honestly no gain), 2 bad input, 3 failed or a f
 
 from __future__ import annotations
 
+import contextlib
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -15,7 +16,19 @@ import typer
 
 from tuner import cli_production, stopping
 from tuner.contract.errors import TunerError
-from tuner.options import Data, Gpu, Isolation, Json, Nproc, Options, Preset, Storage, Workload, path_option
+from tuner.options import (
+    AcceptNewData,
+    Data,
+    Gpu,
+    Isolation,
+    Json,
+    Nproc,
+    Options,
+    Preset,
+    Storage,
+    Workload,
+    path_option,
+)
 
 app = typer.Typer(
     name="tuner",
@@ -43,6 +56,7 @@ def optimize(
     fresh: Annotated[
         bool, typer.Option("--fresh", help="Start a new study beside an existing one of that name.")
     ] = False,
+    accept_new_data: AcceptNewData = False,
     spec: Annotated[
         Path | None, path_option("--spec", help="Study file.", show_default="studies/WORKLOAD/study.yaml")
     ] = None,
@@ -84,6 +98,7 @@ def optimize(
             storage=storage,
             study=study,
             fresh=fresh,
+            accept_new_data=accept_new_data,
             study_file=spec,
             budget=budget,
             probes=probes,
@@ -346,16 +361,18 @@ def _root(
 
 def main() -> None:
     """Entry point: errors become one clear line and an exit code."""
-    from tuner.commands import encodings
+    from tuner.commands import console, encodings
 
     encodings.degrade()
     try:
         encodings.refuse_names(sys.argv[1:])
         app()
     except TunerError as error:
-        typer.echo(f"tuner: {error}", err=True)
+        with contextlib.suppress(OSError):
+            typer.echo(f"tuner: {error}", err=True)
         sys.exit(error.exit_code)
     finally:
+        console.let_go()
         stopping.deaf()
 
 

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from tuner.options import Data, Isolation, Json, Nproc, Options, Preset, Storage, path_option
+from tuner.options import AcceptNewData, Data, Isolation, Json, Nproc, Options, Preset, Storage, path_option
 
 
 def add_to(app: typer.Typer) -> None:
@@ -39,6 +39,10 @@ def train(
         Path | None,
         path_option("--out", help="Run folder; an existing one is resumed.", show_default="runs/WORKLOAD-DIGEST"),
     ] = None,
+    fresh: Annotated[
+        bool, typer.Option("--fresh", help="Start a new run beside the one in the folder, in OUT-2, OUT-3 ...")
+    ] = False,
+    accept_new_data: AcceptNewData = False,
     max_samples: Annotated[
         int | None, typer.Option(min=1, max=1 << 53, help="End with a checkpoint after this many samples.")
     ] = None,
@@ -89,6 +93,8 @@ def train(
             config=config,
             job=job_words(workload, preset, data, tuple(option or ()), isolation),
             out=out,
+            fresh=fresh,
+            accept_new_data=accept_new_data,
             max_samples=max_samples,
             max_hours=max_hours,
             max_minutes=max_minutes,

@@ -63,6 +63,10 @@ Preset = Annotated[
     ),
 ]
 Data = Annotated[Path | None, path_option("--data", help="Your own data, in the workload's format.")]
+AcceptNewData = Annotated[
+    bool,
+    typer.Option("--accept-new-data", help="Go on though the data are not those it was begun with; it is noted."),
+]
 Nproc = Annotated[
     int | None,
     typer.Option(

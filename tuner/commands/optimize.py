@@ -11,14 +11,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tuner import stopping
-from tuner.commands import answer, setup
+from tuner.commands import answer, same_data, setup
 from tuner.commands import console as speak
+from tuner.commands.places import check_file
 from tuner.commands.ranks import spread
 from tuner.commands.setup import Job, JobWords
-from tuner.commands.words import choice, count, out_file, rechecked, seconds, size_bytes
+from tuner.commands.shipping import best_path, write_best
+from tuner.commands.words import choice, count, rechecked, seconds, size_bytes
 from tuner.contract.base import NAME_PATTERN
 from tuner.contract.config import CompileMode, RunConfig
-from tuner.contract.errors import ConfigError, JobFailed
+from tuner.contract.errors import ConfigError, JobFailed, StoreError
 from tuner.contract.gpu import AUTO, DeviceInfo, GpuProfile, gpu_profile
 from tuner.contract.measurement import Outcome
 from tuner.contract.probe import ProbeKind, ProbeRequest, ProbeRow
@@ -27,7 +29,7 @@ from tuner.contract.space import Dropped, Knob, SearchSpace, knob_value
 from tuner.contract.study import MEMORY_MARGIN, PARETO_SUFFIX, LrSpec, Objective, SamplerName, StudySpec
 from tuner.contract.trust import Trust
 from tuner.contract.tuned import Decision, Promise, Side
-from tuner.export.tuned import origin, tuned_config, write
+from tuner.export.tuned import BEGINNINGS, origin
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -52,6 +54,7 @@ class SearchWords:
     storage: str | None = None
     study: str | None = None
     fresh: bool = False
+    accept_new_data: bool = False
     study_file: Path | None = None
     budget: str | None = None
     probes: int | None = None
@@ -107,30 +110,44 @@ def _run(
     from tuner.search.selection import promise, select
     from tuner.store.store import StudyStore
 
+    out = best_path(words.workload, search.out, search.gpu, aa=search.aa)
+    if out is not None:
+        check_file(out, BEGINNINGS)
     url = setup.storage_url(search.storage)
     store = StudyStore.open(url)
     store.deliver_spooled()
     job = setup.understand(words, runner, search.study_file, search.gpu)
-    spec = build_spec(words, search, job)
+    ours = [out] if out is not None else []
+    data = same_data.fingerprints(job.options, console, ours)
+    spec = build_spec(words, search, job).model_copy(update={"data": data})
     runner.admit(request_of(spec))
     spec = open_study(store, spec, search)
     timing.add("setup", time.monotonic() - timing.began)
     answer.introduce(spec, job, console)
     timing.add("prepare", setup.prepare(job, words.workload, runner, answer.Preparing(console)))
-    loop = StudyLoop(spec, store, BaselineRunner(runner, spec.baseline) if spec.aa else runner, url, console)
+    measuring = same_data.MovedData(runner, spec)
+    loop = StudyLoop(spec, store, BaselineRunner(measuring, spec.baseline) if spec.aa else measuring, url, console)
     loop.run()
+    if not search.accept_new_data:
+        same_data.check_unchanged(spec, job.options, console, ours)
     rows = store.rows(spec.name)
     decision = select(rows, spec)
     promised = promise(rows, spec, decision)
-    path = write_best(search, spec, decision, promised, rows)
+    path, trouble = write_best(out, spec, decision, promised, rows, console)
     result = as_result(spec, decision, promised, rows, path, store.shown_url, timing.finish(rows))
-    store.save_decision(spec.name, decision, result.model_dump(mode="json"))
+    try:
+        store.save_decision(spec.name, decision, result.model_dump(mode="json"))
+    except StoreError as error:
+        kept = f"; the decision is written to {path}, and the same command stores it" if path else ""
+        raise StoreError(f"{error}{kept}") from None
     loop.note(decision)
     if not spec.aa:
         write_pareto(url, spec, rows)
     if as_json:
         speak.emit_json(plain_json(result))
     answer.tell(console, spec, decision, promised, result)
+    if trouble:
+        raise JobFailed(trouble)
     if decision.kind == "failed":
         refuse_bad_input(words.workload, rows)
         raise JobFailed(decision.reason)
@@ -167,7 +184,8 @@ def check(search: SearchWords) -> None:
             f"--effective-batch: keep, free, or a number from 1 to {MOST_SAMPLES:,} is expected "
             f"(got {search.effective_batch[:80]!r})"
         )
-    out_file(search.out)
+    if search.out is not None:
+        check_file(search.out, BEGINNINGS)
     if search.budget is not None:
         seconds(search.budget, "--budget")
     if search.memory_cap is not None:
@@ -354,6 +372,8 @@ def open_study(store: StudyStore, spec: StudySpec, search: SearchWords) -> Study
     if stored is None:
         store.create_study(spec)
         return spec
+    compared = same_data.check_study(stored, spec, accept=search.accept_new_data)
+    spec = same_data.as_asked_before(spec, stored, compared)
     for name in (
         "workload",
         "options",
@@ -376,23 +396,15 @@ def open_study(store: StudyStore, spec: StudySpec, search: SearchWords) -> Study
             f"--study {spec.name}: it was measured on {stored.device.name} for {stored.target.name}; "
             f"this is {spec.device.name} for {spec.target.name}. Name a new study with --study, or use --fresh"
         )
+    data = {"data": spec.data, "data_changes": (*stored.data_changes, *compared.changes)}
+    if spec.data and data != {name: getattr(stored, name) for name in data}:
+        stored = stored.model_copy(update=data)
+        store.replace_spec(stored)
     changes = {
         "budget_s": spec.budget_s if search.budget else stored.budget_s,
         "max_probes": search.probes or stored.max_probes,
     }
     return stored.model_copy(update=changes)
-
-
-def write_best(
-    search: SearchWords, spec: StudySpec, decision: Decision, promised: Promise | None, rows: Sequence[ProbeRow]
-) -> Path | None:
-    """best.<gpu>.yaml, for a winner and for an honest no gain alike; nothing when the baseline itself failed, and of an
-    A/A run only with --out."""
-    if decision.kind == "failed" or decision.winner is None or (spec.aa and search.out is None):
-        return None
-    path = search.out or Path("studies") / setup.short_name(spec.workload) / f"best.{search.gpu}.yaml"
-    write(path, tuned_config(spec, decision, promised, rows))
-    return path
 
 
 def as_result(

@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING
 
 from tuner import stopping
 from tuner.commands import console as speak
-from tuner.commands import setup
+from tuner.commands import same_data, setup
 from tuner.commands.encodings import written_down
+from tuner.commands.places import check_folder, make_folder, refuse_foreign
 from tuner.commands.ranks import spread_tuned
 from tuner.commands.run_state import close_status, kept_words, marked, with_kept
 from tuner.commands.train_confirm import Settled, settle
@@ -19,7 +20,8 @@ from tuner.commands.train_progress import RunProgress, introduce
 from tuner.commands.train_verdict import judge, quality, verdict
 from tuner.commands.train_words import TrainWords, check_words
 from tuner.contract.config import RunConfig
-from tuner.contract.errors import ConfigError, JobFailed, Stopped
+from tuner.contract.errors import JobFailed, Stopped
+from tuner.contract.fingerprint import Fingerprint
 from tuner.contract.measurement import Outcome
 from tuner.contract.own_files import refuse_links
 from tuner.contract.probe import STOPPED_EARLY, ProbeKind, ProbeLimits, ProbeReply, ProbeRequest, Stage, TrainPlan
@@ -41,6 +43,8 @@ def run(words: TrainWords, *, as_json: bool) -> None:
 
     check_words(words)
     stopping.listen()
+    if words.out is not None:
+        check_folder(words.out)
     console = speak.make_console(as_json=as_json)
     given = from_file(words.config, words.trust) if words.config else None
     store = StudyStore.open(setup.storage_url(words.storage))
@@ -50,15 +54,19 @@ def run(words: TrainWords, *, as_json: bool) -> None:
     try:
         tuned = given or baseline_of(words, runner)
         out = words.out or Path("runs") / f"{setup.short_name(tuned.config.workload)}-{tuned.config.digest()}"
+        out = same_data.fresh_folder(out) if words.fresh else out
         make_folder(out)
+        refuse_links(out)
+        refuse_foreign(out)
         stopping.ends_hard("what was trained since the newest checkpoint", lambda: kept_words(out, words.again(out)))
+        data = learns_from(tuned, words, out, console)
         tuned, said = spread_tuned(tuned, words.nproc)
         if said:
             console.print(said)
         settled = gone_on(settle(tuned, words, out, runner, console), out, console)
         began = time.monotonic()
         while True:
-            reply, result = attempt(settled, words.after(time.monotonic() - began), out, store, runner, console)
+            reply, result = attempt(settled, words.after(time.monotonic() - began), out, data, store, runner, console)
             leaner = next_leaner(settled, reply.points[0], out, console) if words.fallback else None
             if leaner is None:
                 break
@@ -69,11 +77,17 @@ def run(words: TrainWords, *, as_json: bool) -> None:
 
 
 def attempt(
-    settled: Settled, words: TrainWords, out: Path, store: StudyStore, runner: SubprocessRunner, console: Console
+    settled: Settled,
+    words: TrainWords,
+    out: Path,
+    data: tuple[Fingerprint, ...],
+    store: StudyStore,
+    runner: SubprocessRunner,
+    console: Console,
 ) -> tuple[ProbeReply, TrainResultJson | None]:
     """One configuration's part of the run, from the folder's newest checkpoint on, noted in the store."""
     tuned = settled.tuned
-    asked = as_request(tuned.config, words, out)
+    asked = as_request(tuned.config, words, out, data)
     runner.admit(asked)
     introduce(tuned, goal(tuned.config, words), out, console)
     study = tuned.provenance.study if tuned.provenance else None
@@ -106,26 +120,26 @@ def baseline_of(words: TrainWords, runner: SubprocessRunner) -> TunedConfig:
     return TunedConfig(config=setup.understand(words.job, runner).baseline)
 
 
-def make_folder(out: Path) -> None:
-    """Raises ConfigError where it cannot be made, or a link lies in it where the run would write."""
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ConfigError(f"--out: {out} cannot be made: {error.strerror}") from None
-    refuse_links(out)
+def learns_from(tuned: TunedConfig, words: TrainWords, out: Path, console: Console) -> tuple[Fingerprint, ...]:
+    """Its data, held against what the run in `out` has learned from and what it was tuned on. Raises ConfigError."""
+    data = same_data.fingerprints(tuned.config.options, console, [out])
+    same_data.check_run(out, tuned.config.options, data, accept=words.accept_new_data)
+    same_data.tell_of_tuning(tuned, data, console)
+    return data
 
 
 def goal(config: RunConfig, words: TrainWords) -> int:
     return min(config.horizon_samples, words.max_samples or config.horizon_samples)
 
 
-def as_request(config: RunConfig, words: TrainWords, out: Path) -> ProbeRequest:
+def as_request(config: RunConfig, words: TrainWords, out: Path, data: tuple[Fingerprint, ...]) -> ProbeRequest:
     plan = TrainPlan(
         out_dir=written_down(out, "--out"),
         max_samples=words.max_samples,
         max_seconds=words.max_seconds,
         background_checkpoints=words.background_checkpoints,
         tensorboard=words.tensorboard,
+        data=data,
     )
     return ProbeRequest(
         id=f"train-{config.digest()}",

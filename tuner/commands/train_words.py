@@ -22,6 +22,8 @@ class TrainWords:
     config: Path | None = None
     job: JobWords | None = None
     out: Path | None = None
+    fresh: bool = False
+    accept_new_data: bool = False
     max_samples: int | None = None
     max_hours: float | None = None
     max_minutes: float | None = None

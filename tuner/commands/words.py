@@ -1,13 +1,11 @@
-"""What people type, turned into values: durations, sizes, counts, paths, KEY=VALUE. A refusal names the option, the
+"""What people type, turned into values: durations, sizes, counts, KEY=VALUE. A refusal names the option, the
 rule, and what is known."""
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Sequence
 from enum import StrEnum
-from pathlib import Path
 from typing import TypeVar
 
 from tuner.contract.base import Scalar, parse
@@ -73,12 +71,6 @@ def assignments(items: Sequence[str], option: str) -> dict[str, Scalar]:
             raise ConfigError(f"{option}: {_short(key.strip())}: {why} (got {_short(value)})")
         found[key.strip()] = scalar
     return found
-
-
-def out_file(path: Path | None, option: str = "--out") -> None:
-    """Raises ConfigError where a file is to be written and a folder is named."""
-    if path is not None and os.path.isdir(path):
-        raise ConfigError(f"{option}: the path of a file is expected, and {path} is a folder")
 
 
 def choice(cls: type[_Choice], text: str, option: str) -> _Choice:

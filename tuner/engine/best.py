@@ -9,12 +9,13 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from tuner.contract.config import QualityConfig, RunConfig
 from tuner.contract.errors import ConfigError
+from tuner.contract.fingerprint import Fingerprint
 from tuner.contract.probe import NoticeEvent
 from tuner.engine.checkpoint import Checkpointer, CheckpointError
 from tuner.engine.hooks import Emit, Hook
@@ -62,6 +63,8 @@ class BestKeeper(Hook):
         self, config: RunConfig, scores: Scores, checkpointer: Checkpointer, save: Callable[..., bool], emit: Emit
     ) -> None:
         assert config.quality is not None
+        self._config = config
+        self._since: Callable[[], int] = lambda: 0
         self._quality = config.quality
         self._metric = judged_name(config)
         self._raw = config.judges_raw
@@ -75,6 +78,11 @@ class BestKeeper(Hook):
         self._expected: set[Origin] = set()
         self.ended = ""
         """Why the run was ended early; empty when it was not."""
+
+    def know_data(self, data: Sequence[Fingerprint], since: Callable[[], int]) -> None:
+        """What is judged on, and from which samples on: a figure on other data says nothing about these."""
+        self._run = _run_digest(self._config, data)
+        self._since = since
 
     @property
     def best(self) -> dict[str, float]:
@@ -102,9 +110,19 @@ class BestKeeper(Hook):
         about = self._checkpointer.best(lambda text: self._emit(NoticeEvent(level="warning", text=text)))
         if about is not None and (about["run"], about["metric"]) == (self._run, self._metric):
             self._about = about
+        elif about is not None:
+            self._put_aside(about)
+        since = self._since()
         for samples, value in self._scores.of_the_cadence(self._metric, trainer.config.cadence):
-            self._course.take(samples, value)
+            if samples > since:
+                self._course.take(samples, value)
         self._stop_if_exhausted(trainer)
+
+    def _put_aside(self, about: Mapping[str, Any]) -> None:
+        """The best by another measure is none by this one, but it is not to be lost."""
+        kept = self._checkpointer.put_best_aside(int(about["samples"]))
+        text = f"the best checkpoint so far is of other data or another metric: kept as {kept}, and counted anew"
+        self._emit(NoticeEvent(level="warning", text=text))
 
     def after_step(self, trainer: Trainer, result: StepResult) -> None:
         """Nothing: figures come through `see`."""
@@ -162,7 +180,9 @@ def _origins(trainer: Trainer) -> set[Origin]:
     return found | ({Origin.ASSESS} if generates and hasattr(trainer.workload, "assess") else set())
 
 
-def _run_digest(config: RunConfig) -> str:
-    """Names what a run may not change while it lasts: a best checkpoint of another run is not taken for ours."""
+def _run_digest(config: RunConfig, data: Sequence[Fingerprint] = ()) -> str:
+    """Names what a run may not change while it lasts: a best checkpoint of another run is not taken for ours. Data are
+    named by their content."""
     plain = config.model_dump(mode="json", include={"workload", "options", "ema", "seed"})
+    plain["options"] |= {item.option: item.sha256 for item in data}
     return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()[:12]

@@ -28,6 +28,7 @@ from tuner.engine.tree import put_together, take_apart
 
 FORMAT = 2
 BEST = "best"
+_ASIDE = "best-before-"
 _HIDDEN = f".{PREFIX}"
 _OLD, _GONE = ".old", ".gone"
 """Ends of hidden names: moved out to be replaced, and moved out to be removed."""
@@ -104,6 +105,14 @@ class Checkpointer:
             notice(str(error) if known else f"checkpoint {BEST}: cannot be read ({error}); passed over")
             return None
 
+    def put_best_aside(self, samples: int) -> str:
+        """The best checkpoint under a name of its own, under which it stays; its new name."""
+        name = f"{_ASIDE}{samples}"
+        with contextlib.suppress(OSError):
+            shutil.rmtree(self.directory / name, ignore_errors=True)
+            os.replace(self.directory / BEST, self.directory / name)
+        return name
+
     def all(self) -> list[Path]:
         """Newest first; not verified."""
         found = [path for path in self.directory.glob(f"{PREFIX}*") if path.name[len(PREFIX) :].isdigit()]
@@ -135,7 +144,7 @@ class Checkpointer:
         return sorted(
             path.parent
             for path in self.directory.glob(f"*/{_MANIFEST}")
-            if path.parent.name not in known and not path.parent.name.startswith(_HIDDEN)
+            if path.parent.name not in known and not path.parent.name.startswith((_HIDDEN, _ASIDE))
         )
 
     def _save(self, name: str, state: dict[str, Any] | Snapshot, about: Mapping[str, Any]) -> Path:

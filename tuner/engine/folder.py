@@ -1,5 +1,5 @@
-"""The documents of a run's folder that say what was run, where, and what was promised: config.yaml, environment.json
-and promise.json, each written aside and moved."""
+"""The documents of a run's folder that say what was run, where, and what was promised: config.yaml, data.json,
+environment.json and promise.json, each written aside and moved."""
 
 from __future__ import annotations
 
@@ -16,7 +16,8 @@ from typing import Any
 import torch
 
 from tuner.contract.config import RunConfig
-from tuner.contract.documents import write_mapping
+from tuner.contract.documents import load_json, write_mapping
+from tuner.contract.fingerprint import DATA_FILE, MOST_KEPT, RunData
 from tuner.contract.own_files import replace_text
 from tuner.contract.probe import TrainPlan
 from tuner.contract.result import plain_json
@@ -37,12 +38,18 @@ def write_documents(config: RunConfig, plan: TrainPlan, device: torch.device, re
         plan.command or f"tuner train --config {out / CONFIG} --out {out}"
     )
     replace_text(out / CONFIG, write_mapping(config.model_dump(mode="json"), comment))
+    replace_text(out / DATA_FILE, run_data(out).resumed(plan.data, resumed_from).model_dump_json(indent=1) + "\n")
     place = _with_earlier(out, _place(config, plan, device, resumed_from))
     replace_text(out / ENVIRONMENT, json.dumps(place, indent=2) + "\n")
     if plan.promise is not None:
         replace_text(out / PROMISE, plain_json(plan.promise) + "\n")
     else:
         (out / PROMISE).unlink(missing_ok=True)
+
+
+def run_data(out: Path) -> RunData:
+    """What the run in `out` has learned from; nothing is known of a run without such a file. Raises ConfigError."""
+    return load_json(RunData, out / DATA_FILE, MOST_KEPT) or RunData()
 
 
 def _place(config: RunConfig, plan: TrainPlan, device: torch.device, resumed_from: int) -> dict[str, Any]:

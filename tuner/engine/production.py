@@ -13,6 +13,7 @@ from tuner import stopping
 from tuner.contract.base import parse_json
 from tuner.contract.config import RunConfig
 from tuner.contract.errors import ConfigError, TunerError
+from tuner.contract.fingerprint import compare
 from tuner.contract.measurement import Outcome
 from tuner.contract.own_files import CHECKPOINTS
 from tuner.contract.probe import (
@@ -30,7 +31,8 @@ from tuner.engine.advice import Adviser
 from tuner.engine.best import BestKeeper, judged_name
 from tuner.engine.checkpoint import Checkpointer, CheckpointError
 from tuner.engine.device import environment
-from tuner.engine.failure import classify, details, release
+from tuner.engine.failure import classify, details, one_line, release
+from tuner.engine.folder import run_data
 from tuner.engine.hooks import Emit, Heartbeat, Phases
 from tuner.engine.journal import Journal
 from tuner.engine.judging import Evaluator, Pictures, sum_up, trivial_figures
@@ -126,6 +128,7 @@ class Production:
             background=plan.background_checkpoints,
         )  # fmt: skip
         self._lock = RunLock(self._out)
+        self._learned = compare(run_data(self._out).data, plan.data)
         self._scores = Scores(self._out, emit)
         self._best = self._best_keeper()
         self._trivial: dict[str, Trivial] = {}
@@ -189,7 +192,9 @@ class Production:
     def _best_keeper(self) -> BestKeeper | None:
         if self._config.quality is None:
             return None
-        return BestKeeper(self._config, self._scores, self._checkpointer, self._keeper.save_best, self._emit)
+        keeper = BestKeeper(self._config, self._scores, self._checkpointer, self._keeper.save_best, self._emit)
+        keeper.know_data(self._plan.data, lambda: run_data(self._out).since)
+        return keeper
 
     def _earlier(self) -> str:
         """The checkpoint that advice may name."""
@@ -212,15 +217,31 @@ class Production:
         if state is None:
             return
         self._compare(parse_json(RunConfig, state["config"], "checkpoint"))
-        trainer.load_state_dict(state)
+        for change in self._learned.changes:
+            self._emit(NoticeEvent(level="warning", text=f"going on with other data than the checkpoint's: {change}"))
+        self._load(trainer, state)
         self._journal.load_state_dict(state["log"])
         self._resumed_from = trainer.samples
         self._emit(NoticeEvent(text=f"resumed at {trainer.samples:,} samples from {self._checkpointer.directory}"))
+
+    def _load(self, trainer: Trainer, state: dict[str, Any]) -> None:
+        """Raises ConfigError for a checkpoint of another model, which other data may have led to."""
+        try:
+            trainer.load_state_dict(state)
+        except (RuntimeError, ValueError, KeyError) as error:
+            if not self._learned.changes:
+                raise
+            raise ConfigError(
+                f"{self._out}: the checkpoint does not fit what the workload makes of the new data "
+                f"({one_line(error)}); start the run anew beside it with --fresh"
+            ) from error
 
     def _compare(self, saved: RunConfig) -> None:
         """Raises ConfigError when the folder holds another run; tells which settings have changed."""
         before, now = saved.model_dump(mode="json"), self._config.model_dump(mode="json")
         before["optimizer.name"], now["optimizer.name"] = saved.optimizer.name, self._config.optimizer.name
+        for name in self._learned.same:  # where the data lie is no part of what they are
+            before["options"][name] = now["options"][name]
         for key in (*FIXED, "optimizer.name"):
             if before[key] != now[key]:
                 raise ConfigError(

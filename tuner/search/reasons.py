@@ -134,6 +134,8 @@ def study_notes(view: View) -> Iterator[str]:
         )
     if view.reference is not None and view.reference != view.baseline:
         yield _standin_note(view, view.reference)
+    for change in spec.data_changes:
+        yield f"the data were changed meanwhile, and accepted; earlier figures are of the old data: {change}"
     yield from _equivalence_notes(view)
     if spec.aa:
         yield "A/A: every probe ran the baseline itself, so the true gain is 1 and any other finding is false"

@@ -141,6 +141,13 @@ class StudyStore:
                 pass  # another process was quicker by a moment
         return self._required(spec.name)
 
+    def replace_spec(self, spec: StudySpec) -> None:
+        """What a study knows of its data may be told anew; what it asks is fixed. Raises StoreError."""
+        self._required(spec.name)
+        with self._errors(), for_writing(self._engine) as connection:
+            values = {"spec": spec.to_json()}
+            connection.execute(update(tables.study).where(tables.study.c.name == spec.name).values(values))
+
     def study(self, name: str) -> StudySpec | None:
         text = self._study_column("spec", name)
         return codec.optional(StudySpec, text, f"{self.shown_url}: study {name!r}")
