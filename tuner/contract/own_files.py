@@ -15,7 +15,15 @@ LOCK, CHECKPOINTS, SAMPLES, TENSORBOARD = ".lock", "checkpoints", "samples", "te
 PREFIX = "step-"
 """Begins the name of every checkpoint but the best one; the samples follow."""
 TABLES = ("metrics.csv", "metrics.jsonl", "evaluations.csv", "assessments.csv", "quality.csv")
-PAPERS = ("config.yaml", "environment.json", "promise.json", "confirmed.json", "fallback.json", "status.json")
+PAPERS = (
+    "config.yaml",
+    "data.json",
+    "environment.json",
+    "promise.json",
+    "confirmed.json",
+    "fallback.json",
+    "status.json",
+)
 RUN_FILES = (*TABLES, *PAPERS, "curves.png", "quality.png")
 """What is written and replaced in a run's folder."""
 _MARK = ".run-"
