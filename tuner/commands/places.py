@@ -13,7 +13,7 @@ from pathlib import Path
 
 from tuner.commands.setup import cache_dir
 from tuner.contract.errors import ConfigError
-from tuner.export.tuned import replace_text
+from tuner.contract.own_files import replace_text
 
 TRIED_BYTES = 64 << 10
 """A document of ours fits into this."""
