@@ -12,6 +12,7 @@ import time
 import uuid
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
@@ -115,16 +116,21 @@ def training(start: Start, name: str, *words: str, before: Sequence[str] = ()) -
 ALL = ("command", "host", "run", "loader")
 
 
+def long(*values: object) -> Any:
+    """A sibling of the everyday cases, for `make test-long`."""
+    return pytest.param(*values, marks=pytest.mark.slow)
+
+
 @pytest.mark.parametrize(
     ("number", "parts", "times"),
     [
         (signal.SIGTERM, ALL, 1),
-        (signal.SIGUSR1, ALL, 2),
+        long(signal.SIGUSR1, ALL, 2),
         (signal.SIGHUP, ("command",), 1),
-        (signal.SIGTERM, ("host",), 1),
-        (signal.SIGINT, ("run",), 1),
+        long(signal.SIGTERM, ("host",), 1),
+        long(signal.SIGINT, ("run",), 1),
         (signal.SIGTERM, ("loader",), 1),
-        (signal.SIGHUP, ("host", "loader"), 2),
+        long(signal.SIGHUP, ("host", "loader"), 2),
     ],
     ids=lambda value: "+".join(value) if isinstance(value, tuple) else str(int(value)),
 )
@@ -141,7 +147,7 @@ def test_training_saves_whoever_gets_the_signal(
     assert "go on with: tuner train" in running.said
 
 
-@pytest.mark.parametrize("part", ["command", "loader", "rank"])
+@pytest.mark.parametrize("part", ["loader", long("command"), long("rank")])
 def test_ranks_save_together(start: Start, part: str) -> None:
     running = training(start, "WithWorkers", "--nproc", "2")
     ranks = [p for p in running.family() if "torch.distributed.run" not in p.cmdline() and "--request" in p.cmdline()]
@@ -157,6 +163,7 @@ def test_ranks_save_together(start: Start, part: str) -> None:
     assert list((running.folder / "run" / "checkpoints").glob("step-*"))
 
 
+@pytest.mark.slow
 def test_under_nohup_a_closed_terminal_stops_nothing(start: Start) -> None:
     running = training(start, "WithWorkers", before=["nohup"])
     running.send(signal.SIGHUP, running.those("command", "host", "run"))
@@ -187,7 +194,7 @@ def test_a_stop_is_heard_while_workers_deliver_nothing(start: Start) -> None:
     assert "stuck" not in running.said
 
 
-@pytest.mark.parametrize("name", ["StuckData", "StuckEvaluation"])
+@pytest.mark.parametrize("name", ["StuckData", long("StuckEvaluation")])
 def test_what_is_stuck_is_ended_and_the_checkpoint_named(start: Start, name: str) -> None:
     running = training(start, name)
     phase = "measure" if name == "StuckData" else "evaluate"
@@ -203,9 +210,9 @@ def test_what_is_stuck_is_ended_and_the_checkpoint_named(start: Start, name: str
     ("number", "parts", "code"),
     [
         (signal.SIGTERM, ("command", "host", "run"), 75),
-        (signal.SIGHUP, ("command",), 75),
-        (signal.SIGINT, ("command",), 130),
-        (signal.SIGTERM, ("host",), 75),
+        long(signal.SIGHUP, ("command",), 75),
+        long(signal.SIGINT, ("command",), 130),
+        long(signal.SIGTERM, ("host",), 75),
         (signal.SIGUSR1, ("run",), 75),
     ],
 )
@@ -234,7 +241,7 @@ def _struck(running: Running, number: int, parts: Sequence[str]) -> bool:
     return True
 
 
-@pytest.mark.parametrize("command", ["train", "optimize"])
+@pytest.mark.parametrize("command", ["train", long("optimize")])
 def test_a_signal_while_the_command_is_imported_is_heard(start: Start, command: str) -> None:
     """As soon as our code runs at all: `tuner` has its own handlers before it imports anything."""
     running = start(command, "-w", "tests.toys:Toy")
