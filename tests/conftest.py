@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
+import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,12 +23,21 @@ settings.load_profile("everyday")
 ROOT = Path(__file__).resolve().parent.parent
 
 
+LOCKS = "TUNER_LOCKS"
+
+
 def pytest_configure() -> None:
-    """Each parallel test process keeps to a core of its own: two thread pools on the same cores only spin."""
+    """Each parallel test process keeps to a core of its own: two thread pools on the same cores only spin. And it has
+    devices of its own to lock, so that the processes of different tests do not wait for each other."""
+    os.environ[LOCKS] = tempfile.mkdtemp(prefix="tuner-locks-")
     worker = os.environ.get("PYTEST_XDIST_WORKER", "")
     cores = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
     if worker and len(cores) > 1:
         os.sched_setaffinity(0, {cores[int(worker.removeprefix("gw")) % len(cores)]})
+
+
+def pytest_unconfigure() -> None:
+    shutil.rmtree(os.environ[LOCKS], ignore_errors=True)
 
 
 def pytest_make_parametrize_id(val: object, argname: str) -> str | None:
@@ -55,7 +66,7 @@ RunTuner = Callable[..., Ran]
 def tuner_environment(cache: Path) -> dict[str, str]:
     """The environment of a `tuner` command in tests: our own cache, the tests' workloads importable."""
     env = {name: value for name, value in os.environ.items() if not name.startswith("TUNER_")}
-    return env | {"TUNER_CACHE": str(cache), "PYTHONPATH": str(ROOT), "COLUMNS": "150"}
+    return env | {"TUNER_CACHE": str(cache), LOCKS: os.environ[LOCKS], "PYTHONPATH": str(ROOT), "COLUMNS": "150"}
 
 
 @pytest.fixture(scope="session")

@@ -2,7 +2,7 @@
 The only place that prints an error and exits.
 
 Exit codes: 0 done (a winner, or honestly no gain), 2 bad input, 3 failed or a false gain under --aa,
-75 stopped and resumable, 130 Ctrl-C.
+75 stopped and resumable (or in use, with --no-wait), 130 Ctrl-C.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ from tuner.options import (
     Options,
     Preset,
     Storage,
+    Wait,
     Workload,
     path_option,
 )
@@ -83,6 +84,7 @@ def optimize(
         Path | None, path_option("--out", help="Where to write.", show_default="studies/WORKLOAD/best.GPU.yaml")
     ] = None,
     seed: Annotated[int, typer.Option(min=0, max=(1 << 31) - 1)] = 0,
+    wait: Wait = True,
     isolation: Isolation = "forkserver",
     json: Json = False,
 ) -> None:
@@ -90,7 +92,7 @@ def optimize(
     from tuner.commands import optimize as command
     from tuner.commands.setup import JobWords
 
-    words = JobWords(workload=workload, preset=preset, data=data, options=tuple(option or ()), isolation=isolation)
+    words = JobWords(workload, preset, data, options=tuple(option or ()), isolation=isolation, wait=wait)
     command.run(
         words,
         command.SearchWords(
@@ -151,6 +153,7 @@ def probe(
     preset: Preset = None,
     data: Data = None,
     option: Options = None,
+    wait: Wait = True,
     isolation: Isolation = "forkserver",
     json: Json = False,
 ) -> None:
@@ -158,7 +161,7 @@ def probe(
     from tuner.commands import probe as command
     from tuner.commands.setup import JobWords
 
-    words = JobWords(workload=workload, preset=preset, data=data, options=tuple(option or ()), isolation=isolation)
+    words = JobWords(workload, preset, data, options=tuple(option or ()), isolation=isolation, wait=wait)
     asked = command.ProbeWords(
         kind=command.asked_kind(kind, profile=profile),
         changes=tuple(set_ or ()),
@@ -188,6 +191,7 @@ def bench(
     out: Annotated[
         Path | None, path_option("--out", help="Folder of the picture.", show_default="runs/bench-WORKLOAD")
     ] = None,
+    wait: Wait = True,
     isolation: Isolation = "forkserver",
     json: Json = False,
 ) -> None:
@@ -195,7 +199,7 @@ def bench(
     from tuner.commands import bench as command
     from tuner.commands.setup import JobWords
 
-    words = JobWords(workload=workload, preset=preset, data=data, options=tuple(option or ()), isolation=isolation)
+    words = JobWords(workload, preset, data, options=tuple(option or ()), isolation=isolation, wait=wait)
     command.run(words, micro_batch, seconds, out, as_json=json)
 
 

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from tuner.options import AcceptNewData, Data, Isolation, Json, Nproc, Options, Preset, Storage, path_option
+from tuner.options import AcceptNewData, Data, Isolation, Json, Nproc, Options, Preset, Storage, Wait, path_option
 
 
 def add_to(app: typer.Typer) -> None:
@@ -81,6 +81,7 @@ def train(
     allow_code: Annotated[
         bool, typer.Option("--allow-code", help="Let the file name code as `module:Class`; it is imported and run.")
     ] = False,
+    wait: Wait = True,
     isolation: Isolation = "forkserver",
     json: Json = False,
 ) -> None:
@@ -106,6 +107,7 @@ def train(
             storage=storage,
             tensorboard=tensorboard,
             allow_code=allow_code,
+            wait=wait,
             isolation=isolation,
         ),
         as_json=json,

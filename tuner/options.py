@@ -77,4 +77,11 @@ Nproc = Annotated[
         show_default="the configuration's world_size",
     ),
 ]
+Wait = Annotated[
+    bool,
+    typer.Option(
+        "--wait/--no-wait",
+        help="Where another command measures or trains on this device: wait for it, or refuse (exit code 75).",
+    ),
+]
 Isolation = Annotated[str, typer.Option(help="forkserver (imports once) or fresh (a new interpreter per probe).")]

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tuner.commands import console as speak
-from tuner.commands import setup
+from tuner.commands import setup, turns
 from tuner.commands.answer import Remarks
 from tuner.commands.places import make_folder
 from tuner.commands.setup import Job, JobWords
@@ -50,8 +50,12 @@ def run(words: JobWords, micro_batch: str | None, measure: str, out: Path | None
     console = speak.make_console(as_json=as_json)
     runner = setup.make_runner(words.isolation, Trust.of(words.workload))
     try:
-        with tempfile.TemporaryDirectory(prefix="tuner-bench-") as cache:
-            job = setup.understand(words, runner)
+        job = setup.understand(words, runner)
+        who = turns.holder("bench", words.workload)
+        with (
+            turns.device(who, job.baseline.world_size, console, wait=words.wait),
+            tempfile.TemporaryDirectory(prefix="tuner-bench-") as cache,
+        ):
             wanted = typed or around(job.baseline.micro_batch_size)
             _introduce(job, console)
             bench = _Bench(words.workload, job, runner, Path(cache), limits, console)

@@ -6,12 +6,13 @@ import re
 import time
 from collections import Counter
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tuner import stopping
-from tuner.commands import answer, same_data, setup
+from tuner.commands import answer, same_data, setup, turns
 from tuner.commands import console as speak
 from tuner.commands.places import check_file
 from tuner.commands.ranks import spread
@@ -95,15 +96,25 @@ def run(words: JobWords, search: SearchWords, *, as_json: bool) -> None:
     stopping.ends_hard("the probe that was running", lambda: "Finished probes are stored; the same command goes on.")
     timing = Timing()
     runner = setup.make_runner(words.isolation, Trust.of(words.workload))
+    held = ExitStack()
     try:
-        _run(words, search, runner, console, timing, as_json=as_json)
+        _run(words, search, runner, console, timing, held, as_json=as_json)
     finally:
         runner.close()
+        held.close()
 
 
 def _run(
-    words: JobWords, search: SearchWords, runner: SubprocessRunner, console: Console, timing: Timing, *, as_json: bool
+    words: JobWords,
+    search: SearchWords,
+    runner: SubprocessRunner,
+    console: Console,
+    timing: Timing,
+    held: ExitStack,
+    *,
+    as_json: bool,
 ) -> None:
+    """`held` gets what nobody else may use until all is done."""
     from tuner.commands.pareto import write_pareto
     from tuner.commands.study_loop import StudyLoop
     from tuner.probe.aa import BaselineRunner
@@ -121,7 +132,11 @@ def _run(
     data = same_data.fingerprints(job.options, console, ours)
     spec = build_spec(words, search, job).model_copy(update={"data": data})
     runner.admit(request_of(spec))
+    if held.enter_context(turns.device(turns.optimizing(spec), spec.baseline.world_size, console, wait=words.wait)):
+        job = setup.understand(words, runner, search.study_file, search.gpu)  # another one's memory was not free
+        spec = build_spec(words, search, job).model_copy(update={"data": data})
     spec = open_study(store, spec, search)
+    held.enter_context(turns.study(url, spec, console, wait=words.wait))
     timing.add("setup", time.monotonic() - timing.began)
     answer.introduce(spec, job, console)
     timing.add("prepare", setup.prepare(job, words.workload, runner, answer.Preparing(console)))

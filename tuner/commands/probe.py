@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tuner.commands import console as speak
-from tuner.commands import profile, setup
+from tuner.commands import profile, setup, turns
 from tuner.commands.answer import Remarks
 from tuner.commands.encodings import written_down
 from tuner.commands.places import make_folder
@@ -69,10 +69,11 @@ def run(words: JobWords, asked: ProbeWords, *, as_json: bool) -> None:
     try:
         job = setup.understand(words, runner)
         config = changed(job.baseline, knobs)
-        setup.prepare(job, words.workload, runner, Remarks(console))
         request = as_request(asked.kind, words, job, config, limits)
         placed = request.model_copy(update={"out_dir": written_down(folder, "--out") if folder else ""})
-        reply = runner.run(placed, speak.Warnings(console).listen)
+        with turns.device(turns.holder("probe", words.workload), config.world_size, console, wait=words.wait):
+            setup.prepare(job, words.workload, runner, Remarks(console))
+            reply = runner.run(placed, speak.Warnings(console).listen)
     finally:
         runner.close()
     answer(reply, asked.kind, config, console, as_json=as_json)

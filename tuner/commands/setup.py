@@ -42,6 +42,8 @@ class JobWords:
     data: Path | None = None
     options: tuple[str, ...] = ()
     isolation: str = "forkserver"
+    wait: bool = True
+    """For who uses the device or the study; False = refuse."""
 
 
 @dataclass(frozen=True)

@@ -4,12 +4,13 @@ and at the end holds the promise against what was reached."""
 from __future__ import annotations
 
 import time
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tuner import stopping
 from tuner.commands import console as speak
-from tuner.commands import same_data, setup
+from tuner.commands import same_data, setup, turns
 from tuner.commands.encodings import written_down
 from tuner.commands.places import check_folder, make_folder, refuse_foreign
 from tuner.commands.ranks import spread_tuned
@@ -51,6 +52,7 @@ def run(words: TrainWords, *, as_json: bool) -> None:
     ranks = words.nproc or (given.config.world_size if given else 1)
     isolation = "fresh" if ranks > 1 else words.isolation  # several ranks start through torchrun
     runner = setup.make_runner(isolation, words.trust)
+    held = ExitStack()
     try:
         tuned = given or baseline_of(words, runner)
         out = words.out or Path("runs") / f"{setup.short_name(tuned.config.workload)}-{tuned.config.digest()}"
@@ -63,6 +65,8 @@ def run(words: TrainWords, *, as_json: bool) -> None:
         tuned, said = spread_tuned(tuned, words.nproc)
         if said:
             console.print(said)
+        who = turns.holder("train", tuned.config.workload, alone=False)
+        held.enter_context(turns.device(who, tuned.config.world_size, console, wait=words.wait))
         settled = gone_on(settle(tuned, words, out, runner, console), out, console)
         began = time.monotonic()
         while True:
@@ -73,6 +77,7 @@ def run(words: TrainWords, *, as_json: bool) -> None:
             settled = leaner
     finally:
         runner.close()
+        held.close()
     finish(reply, result, settled, words, out, console, as_json=as_json)
 
 

@@ -37,6 +37,8 @@ class TrainWords:
     storage: str | None = None
     tensorboard: bool = False
     allow_code: bool = False
+    wait: bool = True
+    """For who measures on the device; False = refuse."""
     isolation: str = "forkserver"
 
     @property

@@ -5,6 +5,7 @@ TunerError                 exit code 2: the input is wrong, the message says whe
  +-- StoreError            the study store is locked, corrupt, unreachable or of a newer schema
  +-- WorkloadError         a workload cannot be found, imported, or prepared from the data given
  +-- JobFailed             exit code 3: the work was started and failed
+ +-- Busy                  exit code 75: somebody else uses what is needed, and --no-wait was given; try again later
  +-- Stopped               exit code 75: stopped on purpose or by a signal; the same command goes on
 """
 
@@ -37,5 +38,11 @@ class JobFailed(TunerError):
 
 class Stopped(TunerError):
     """The job was stopped in a state from which the same command goes on (EX_TEMPFAIL)."""
+
+    exit_code = 75
+
+
+class Busy(TunerError):
+    """Somebody else uses the device or works on the study; nothing was begun (EX_TEMPFAIL)."""
 
     exit_code = 75

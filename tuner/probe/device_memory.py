@@ -1,9 +1,11 @@
-"""Is the GPU clean again after a probe? Asks NVML; unknown where there is none."""
+"""Which GPUs a process may use, and is the first of them clean again after a probe? Asks NVML; unknown where there is
+none."""
 
 from __future__ import annotations
 
 import os
 import time
+from collections.abc import Sequence
 from typing import Any, Protocol
 
 SLACK_BYTES = 256 << 20
@@ -43,6 +45,45 @@ class NvmlMemory:
 def first_visible_index() -> int:
     first = os.environ.get("CUDA_VISIBLE_DEVICES", "0").split(",")[0].strip()
     return int(first) if first.isdigit() else 0
+
+
+def visible_gpus() -> tuple[str, ...]:
+    """Names of the GPUs that torch may use here, in its order: UUIDs, or what CUDA_VISIBLE_DEVICES calls a part of one.
+    Empty without any."""
+    asked = os.environ.get("CUDA_VISIBLE_DEVICES")
+    return _visible(_uuids(), None if asked is None else asked.split(","))
+
+
+def _visible(uuids: Sequence[str], asked: Sequence[str] | None) -> tuple[str, ...]:
+    """As CUDA reads the variable: numbers, UUIDs or how they begin; the first that is none ends the list."""
+    if asked is None or not uuids:
+        return tuple(uuids)
+    found: list[str] = []
+    for name in map(str.strip, asked):
+        if name.isdigit() and int(name) < len(uuids):
+            found.append(uuids[int(name)])
+        elif name.startswith("MIG-"):
+            found.append(name)
+        elif named := [uuid for uuid in uuids if name and uuid.startswith(name)]:
+            found.append(named[0])
+        else:
+            break
+    return tuple(dict.fromkeys(found))
+
+
+def _uuids() -> tuple[str, ...]:
+    try:
+        import pynvml
+
+        pynvml.nvmlInit()
+        handles = [pynvml.nvmlDeviceGetHandleByIndex(index) for index in range(pynvml.nvmlDeviceGetCount())]
+        return tuple(_as_text(pynvml.nvmlDeviceGetUUID(handle)) for handle in handles)
+    except Exception:  # no driver, no library, no permission: all mean that nothing is known
+        return ()
+
+
+def _as_text(name: str | bytes) -> str:
+    return name.decode() if isinstance(name, bytes) else name
 
 
 class CleanDevice:
