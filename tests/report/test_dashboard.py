@@ -17,7 +17,7 @@ from wsgiref.simple_server import WSGIServer
 import pytest
 
 from tests.report.browser import browser, wait
-from tests.store.rows import example_decision, example_rows, example_spec
+from tests.store.rows import example_decision, example_rows, example_spec, scored
 from tuner.contract.errors import ConfigError
 from tuner.contract.probe import ProbeKind
 from tuner.report.dashboard import address_of, make_dashboard, write_note
@@ -40,7 +40,7 @@ def book(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TrialBook]:
     url = f"sqlite:///{tmp_path_factory.mktemp('store')}/studies.db"
     StudyStore.open(url).close()
     found = TrialBook(url, SPEC.name)
-    found.repair(example_rows(), SPEC)
+    found.repair(example_rows(), SPEC, scored)
     write_note(found.storage, SPEC, example_decision(), example_rows())
     yield found
     found.close()

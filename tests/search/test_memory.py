@@ -13,9 +13,9 @@ from tuner.contract.measurement import Outcome
 from tuner.contract.probe import PointReply, ProbeKind, ProbeReply, ProbeRequest
 from tuner.search.memory import DEVICE, HOST, Foresight, Grown, GrowthModel, MemoryModel, Size, Traces
 from tuner.search.points import Variant
+from tuner.search.score import overruns
 from tuner.search.tracing import with_foresight
 from tuner.search.view import View
-from tuner.store.telling import judge
 
 VARIANT = Variant(Precision.FP32, CompileMode.EAGER, False, False, False)
 RECOMPUTING = VARIANT._replace(gradient_checkpointing=True)
@@ -164,4 +164,4 @@ def test_a_sampler_is_told_by_how_much_an_out_of_memory_overran_the_budget(micro
     reply = with_foresight(ended.spec, ended.rows, asked, failed)
     (row,) = rows_of(asked, reply, 0)
     truth = TIGHT.peak_bytes(config) / ended.spec.memory_budget_bytes - 1
-    assert judge(row, ended.spec).overruns["memory"] == pytest.approx(truth, rel=0.3)
+    assert overruns(ended.spec, row)["memory"] == pytest.approx(truth, rel=0.3)

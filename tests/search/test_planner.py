@@ -13,7 +13,7 @@ from tuner.contract.probe import ProbeKind, ProbeRequest, Stage
 from tuner.contract.space import Knob, SearchSpace, grid
 from tuner.contract.study import GateSpec, LrSpec, Objective, SamplerName, StudySpec
 from tuner.search.history import SEARCH_STAGES
-from tuner.search.planner import Ask, Done, forbidden, next_probe, sampler_request
+from tuner.search.planner import Ask, Done, next_probe, sampler_request
 
 LAUNCHES = World(flag_factors={Precision.FP16: 0.8, "fused": 0.95})
 SLOW_LOADER = World(data_per_sample=0.01, contention=0.02)
@@ -311,18 +311,6 @@ def test_other_samplers_are_asked_between_the_baseline_and_the_gate() -> None:
     assert {c.optimizer.lr for r in ended.requests for c in r.points} == {1e-4}
     assert ended.decision.kind == "winner"
     assert shipped(ended).batch_label == "16x1"
-
-
-def test_a_sampler_proposal_that_cannot_fit_is_named() -> None:
-    spec = make_spec(sampler=SamplerName.RANDOM)
-    world = World(sample_bytes=1.5 * GIB)
-    ended = drive(
-        make_spec(sampler=SamplerName.RANDOM, max_probes=4), world, propose=lambda turn: {"micro_batch_size": 16}
-    )
-    again = sampler_request(spec, ended.rows, {"micro_batch_size": 16})
-    smaller = sampler_request(spec, ended.rows, {"micro_batch_size": 4})
-    assert forbidden(spec, ended.rows, smaller) is None
-    assert "16" in (forbidden(spec, ended.rows, again) or "")
 
 
 def test_a_sampler_proposal_that_does_not_divide_is_refused() -> None:

@@ -9,9 +9,8 @@ import optuna
 import pytest
 from optuna.distributions import BaseDistribution, CategoricalDistribution, IntDistribution
 
-from tuner.contract.config import Precision
 from tuner.contract.study import SamplerName
-from tuner.search.sampler import StagedSampler, make_sampler
+from tuner.search.sampler import make_sampler
 
 DISTRIBUTIONS: dict[str, BaseDistribution] = {
     "micro_batch_size": CategoricalDistribution((4, 8, 16)),
@@ -23,26 +22,6 @@ DISTRIBUTIONS: dict[str, BaseDistribution] = {
 
 def in_memory(sampler: optuna.samplers.BaseSampler) -> optuna.Study:
     return optuna.create_study(direction="maximize", sampler=sampler)
-
-
-def test_planned_values_become_the_trial_s_parameters() -> None:
-    sampler = StagedSampler()
-    study = in_memory(sampler)
-    sampler.propose({"micro_batch_size": 16, "precision": Precision.FP16, "fused": True, "num_workers": 3, "lr": 1e-4})
-    trial = study.ask(DISTRIBUTIONS)
-    assert trial.params == {"micro_batch_size": 16, "precision": "fp16", "fused": True, "num_workers": 3}
-    study.tell(trial, 1.0)
-
-
-def test_values_are_used_once_and_strangers_fall_back_to_the_first_choice() -> None:
-    sampler = StagedSampler()
-    study = in_memory(sampler)
-    sampler.propose({"micro_batch_size": 5, "num_workers": 99})
-    first = study.ask(DISTRIBUTIONS)
-    assert first.params == {"micro_batch_size": 4, "precision": "fp32", "fused": False, "num_workers": 0}
-    sampler.propose({"micro_batch_size": 8})
-    assert study.ask(DISTRIBUTIONS).params["micro_batch_size"] == 8
-    assert study.ask(DISTRIBUTIONS).params["micro_batch_size"] == 4
 
 
 @pytest.mark.parametrize("name", [SamplerName.TPE, SamplerName.RANDOM])
@@ -59,10 +38,6 @@ def test_optuna_s_own_samplers_by_name(name: SamplerName) -> None:
     assert proposals() == proposals()
 
 
-def test_staged_is_ours() -> None:
-    assert isinstance(make_sampler(SamplerName.STAGED, 0), StagedSampler)
-
-
 def imported_by(statement: str) -> set[str]:
     code = f"import sys; {statement}; print(' '.join(sorted({{m.split('.')[0] for m in sys.modules}})))"
     ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
@@ -74,6 +49,4 @@ def test_planner_and_selection_need_neither_torch_nor_optuna_nor_a_database() ->
 
 
 def test_the_sampler_does_not_import_torch() -> None:
-    assert "torch" not in imported_by(
-        "import tuner.search.sampler as s; s.make_sampler(s.SamplerName.TPE, 0); s.StagedSampler()"
-    )
+    assert "torch" not in imported_by("import tuner.search.sampler as s; s.make_sampler(s.SamplerName.TPE, 0)")

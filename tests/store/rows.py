@@ -15,6 +15,7 @@ from tuner.contract.probe import (
     ProbeReply,
     ProbeRequest,
     ProbeRow,
+    Score,
     Stage,
     TrainResult,
 )
@@ -22,6 +23,7 @@ from tuner.contract.production import ProductionRun, RunStatus
 from tuner.contract.space import Knob, SearchSpace, with_knobs
 from tuner.contract.study import StudySpec
 from tuner.contract.tuned import Decision, Promise, Side
+from tuner.search.score import score
 
 MIB = 1 << 20
 BASELINE = RunConfig(
@@ -228,6 +230,11 @@ def example_rows() -> tuple[ProbeRow, ...]:
         for answer in item.reply.points:
             rows.append(_row(len(rows), item, answer))
     return tuple(rows)
+
+
+def scored(row: ProbeRow) -> Score:
+    """What the search says a row of the example is worth."""
+    return score(example_spec(), example_rows(), row)
 
 
 def _row(number: int, item: Exchange, answer: PointReply) -> ProbeRow:

@@ -12,15 +12,15 @@ import pytest
 from optuna.trial import FrozenTrial, TrialState
 
 from tests.store.conftest import Server
-from tests.store.rows import BASELINE, WINNER, Exchange, example_exchanges, example_rows, example_spec
+from tests.store.rows import BASELINE, WINNER, Exchange, example_exchanges, example_rows, example_spec, scored
 from tuner.contract.config import RunConfig
 from tuner.contract.errors import StoreError
 from tuner.contract.measurement import Outcome
 from tuner.contract.probe import ProbeKind, ProbeRow
 from tuner.contract.space import Knob, with_knobs
 from tuner.contract.statistics import throughput
+from tuner.search.score import overruns, score
 from tuner.store.store import StudyStore
-from tuner.store.telling import judge
 from tuner.store.trials import TrialBook, distributions, open_storage, params
 
 SPEC = example_spec()
@@ -51,7 +51,7 @@ def row_of(request_id: str) -> ProbeRow:
 def told(book: TrialBook, row: ProbeRow) -> FrozenTrial:
     values = params(row.config, KNOBS)
     number = book.ask(KNOBS, values).number
-    book.tell(number, row, SPEC)
+    book.tell(number, row, SPEC, scored(row))
     return book.study.trials[number]
 
 
@@ -102,14 +102,14 @@ def test_the_overrun_of_an_out_of_memory_grows_with_the_batch() -> None:
         row.model_copy(update={"config": row.config.model_copy(update={"micro_batch_size": size})})
         for size in (16, 32, 64, 128)
     ]
-    overruns = [judge(item, SPEC).overruns["memory"] for item in sizes]
-    assert overruns == sorted(set(overruns))
-    assert overruns[0] > 0
+    found = [overruns(SPEC, item)["memory"] for item in sizes]
+    assert found == sorted(set(found))
+    assert found[0] > 0
 
 
 def test_a_measured_peak_above_the_budget_is_infeasible_by_that_much() -> None:
     tight = SPEC.model_copy(update={"memory_budget_bytes": 600 << 20})
-    verdict = judge(row_of("verify-winner"), tight)
+    verdict = score(tight, ROWS, row_of("verify-winner"))
     assert verdict.value is not None
     assert verdict.value > 0
     assert verdict.overruns["memory"] == pytest.approx(0.3)
@@ -132,7 +132,7 @@ def test_a_contended_probe_says_nothing_about_its_configuration(quick: TrialBook
 def test_telling_twice_changes_nothing(quick: TrialBook) -> None:
     row = row_of("baseline")
     before = told(quick, row)
-    quick.tell(before.number, row_of("verify-big"), SPEC)
+    quick.tell(before.number, row_of("verify-big"), SPEC, scored(row_of("verify-big")))
     assert quick.study.trials[before.number] == before
 
 
@@ -209,7 +209,8 @@ def test_optunas_own_samplers_work_on_what_was_told(sqlite_url: str, name: str) 
         asked = book.ask(KNOBS)
         assert set(asked.params) == set(KNOBS)
         config = with_knobs(BASELINE, {Knob(key): value for key, value in asked.params.items()})
-        book.tell(asked.number, row_of("baseline").model_copy(update={"config": config}), SPEC)
+        row = row_of("baseline").model_copy(update={"config": config})
+        book.tell(asked.number, row, SPEC, scored(row))
     book.close()
 
 
@@ -248,12 +249,12 @@ def kept(book: TrialBook) -> list[tuple[Any, ...]]:
 
 
 def test_trials_missing_after_a_crash_are_rebuilt_once(book: TrialBook) -> None:
-    book.repair(ROWS, SPEC)
+    book.repair(ROWS, SPEC, scored)
     wanted = {row.request_id for row in ROWS if row.kind is ProbeKind.END_TO_END}
     assert {trial.user_attrs["tuner_probe"] for trial in book.study.trials} == wanted
     assert len(book.study.trials) == len(wanted)
     before = kept(book)
-    book.repair(ROWS, SPEC)
+    book.repair(ROWS, SPEC, scored)
     assert kept(book) == before
 
 
@@ -262,7 +263,7 @@ def test_a_rebuilt_trial_is_what_telling_it_would_have_made(quick: TrialBook) ->
         row = row_of(request_id)
         straight = told(quick, row)
         other = row.model_copy(update={"request_id": f"{request_id}-again"})
-        quick.repair([row, other], SPEC)
+        quick.repair([row, other], SPEC, scored)
         rebuilt = quick.study.trials[-1]
         assert rebuilt.user_attrs.pop("tuner_probe") == other.request_id
         straight.user_attrs.pop("tuner_probe")
@@ -273,20 +274,20 @@ def test_a_rebuilt_trial_is_what_telling_it_would_have_made(quick: TrialBook) ->
 def test_a_running_trial_without_a_row_is_marked_interrupted(quick: TrialBook) -> None:
     number = quick.ask(KNOBS).number
     quick.study.enqueue_trial({"fused": True})
-    quick.repair((), SPEC)
+    quick.repair((), SPEC, scored)
     first, second = quick.study.trials
     assert first.number == number
     assert (first.state, second.state) == (TrialState.FAIL, TrialState.FAIL)
     assert first.user_attrs == {"interrupted": True}
     before = kept(quick)
-    quick.repair((), SPEC)
+    quick.repair((), SPEC, scored)
     assert kept(quick) == before
 
 
 def test_a_running_trial_whose_row_was_stored_is_told(quick: TrialBook) -> None:
     number = quick.ask(KNOBS, params(WINNER, KNOBS)).number
     row = row_of("verify-winner").model_copy(update={"trial": number})
-    quick.repair([row], SPEC)
+    quick.repair([row], SPEC, scored)
     (trial,) = quick.study.trials
     assert trial.state is TrialState.COMPLETE
     assert trial.user_attrs["tuner_probe"] == "verify-winner"
@@ -295,17 +296,17 @@ def test_a_running_trial_whose_row_was_stored_is_told(quick: TrialBook) -> None:
 def test_a_trial_cut_off_in_the_middle_of_telling_is_told_again(quick: TrialBook) -> None:
     number = quick.ask(KNOBS, params(WINNER, KNOBS)).number
     row = row_of("verify-winner").model_copy(update={"trial": number})
-    quick._write(quick._trial_id(number), row, SPEC)
-    quick.repair([row], SPEC)
+    quick._write(quick._trial_id(number), row, SPEC, scored(row))
+    quick.repair([row], SPEC, scored)
     assert quick.study.trials[number].state is TrialState.COMPLETE
 
 
 def test_a_row_delivered_after_its_trial_was_given_up_gets_a_trial(quick: TrialBook) -> None:
     number = quick.ask(KNOBS).number
-    quick.repair((), SPEC)
+    quick.repair((), SPEC, scored)
     late = row_of("verify-winner").model_copy(update={"trial": number})
-    quick.repair([late], SPEC)
-    quick.repair([late], SPEC)
+    quick.repair([late], SPEC, scored)
+    quick.repair([late], SPEC, scored)
     given_up, rebuilt = quick.study.trials
     assert given_up.state is TrialState.FAIL
     assert rebuilt.user_attrs["tuner_probe"] == "verify-winner"
@@ -324,7 +325,7 @@ def test_rows_and_trials_share_one_database(url: str) -> None:
                 continue
             number = book.ask(KNOBS).number
             (row,) = store.add_reply(SPEC.name, item.request, item.reply, number)
-            book.tell(number, row, SPEC)
+            book.tell(number, row, SPEC, scored(row))
         rows = store.rows(SPEC.name)
         assert [row.trial for row in rows] == list(range(len(rows)))
         assert all(trial.state is TrialState.COMPLETE for trial in book.study.trials)
@@ -348,7 +349,7 @@ def test_a_locked_store_is_named_and_nothing_hangs(tmp_path: Path) -> None:
 def test_no_password_in_messages_or_trials(postgres_server: Server) -> None:
     url = postgres_server.fresh_database()
     book = TrialBook(url, SPEC.name)
-    book.repair(ROWS, SPEC)
+    book.repair(ROWS, SPEC, scored)
     written = json.dumps([trial.user_attrs | trial.system_attrs for trial in book.study.trials])
     assert Server.SECRET not in written
     book.close()

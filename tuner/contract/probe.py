@@ -309,6 +309,14 @@ class ProbeRow(Frozen):
     """Number of the Optuna trial beside it."""
 
 
+class Score(Frozen):
+    """What a row means to a sampler: more is better, and overruns above zero are infeasible."""
+
+    value: float | None
+    """None = nothing was learned of the configuration."""
+    overruns: dict[str, float] = Field(default_factory=dict)
+
+
 class Listener(Protocol):
     """Told of every event of a running probe, as it arrives."""
 

@@ -1,5 +1,6 @@
-"""Fall-back: where the factored model misfits, an Optuna sampler has the rest of the budget. When that is, over which
-configurations, and when it ends. It knows nothing of Optuna: `sampler.propose` does."""
+"""What an Optuna sampler searches, and what it is told of the configurations measured. And the fall-back: where the
+factored model misfits, a sampler has the rest of the budget; when that is, and when it ends. It knows nothing of
+Optuna: `sampler.propose` does."""
 
 from __future__ import annotations
 
@@ -9,10 +10,11 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from tuner.contract.measurement import Outcome
 from tuner.contract.probe import ProbeKind, Stage
 from tuner.contract.space import Knob
+from tuner.contract.study import SamplerName
 from tuner.search.forecast import MISFIT
-from tuner.search.history import is_ok
 from tuner.search.points import (
     Point,
     Variant,
@@ -21,13 +23,12 @@ from tuner.search.points import (
     prefetch_values,
     worker_values,
 )
+from tuner.search.score import overruns
 from tuner.search.situation import Situation
 
 FRUITLESS = 12
 """Proposals in a row without a gain beyond the noise after which the fall-back ends."""
 ORDERED = (Knob.EFFECTIVE_BATCH_SIZE, Knob.MICRO_BATCH_SIZE, Knob.NUM_WORKERS, Knob.PREFETCH_FACTOR)
-SEEN_OVERRUN = 0.1
-"""Least overrun of a size seen not to fit, per share of the largest size: it must grow with the size."""
 
 
 def handed_over(s: Situation) -> str:
@@ -89,10 +90,11 @@ def _listed(s: Situation) -> dict[Knob, tuple[Any, ...]]:
         Knob.NUM_WORKERS: worker_values(spec),
         Knob.PREFETCH_FACTOR: prefetch_values(spec),
     }
-    seen = {variant.compile for variant in (s.view.base, *s.forecast.variants())}
     for knob in (Knob(name) for name in Variant._fields):
         values[knob] = flag_values(spec, knob)
-    values[Knob.COMPILE] = tuple(mode for mode in values[Knob.COMPILE] if mode in seen)
+    if spec.sampler is SamplerName.STAGED:
+        seen = {variant.compile for variant in (s.view.base, *s.forecast.variants())}
+        values[Knob.COMPILE] = tuple(mode for mode in values[Knob.COMPILE] if mode in seen)
     return values
 
 
@@ -118,12 +120,15 @@ def point_at(s: Situation, values: Mapping[Knob, Any]) -> Point | None:
 
 
 def may_propose(s: Situation, point: Point) -> bool:
-    """Open end to end, legal, within memory by the model, and affordable; a compile mode only where one was seen."""
+    """Open end to end, legal, within memory, and affordable. Of the fall-back the model foretells memory; Optuna's own
+    samplers, which stand for comparison, are kept from what was seen not to fit alone."""
     if s.history.settled(ProbeKind.END_TO_END, point) or point.micro not in s.view.micro_values(point.samples):
         return False
     if point.loader.workers and point.loader.prefetch not in prefetch_values(s.view.spec):
         return False
-    return s.fits(point) and s.budget.allows(s.budget.probe_s(point))
+    ours = s.view.spec.sampler is SamplerName.STAGED
+    fits = s.fits(point) if ours else point.micro < s.history.limit(point)
+    return fits and s.budget.allows(s.budget.probe_s(point))
 
 
 def open_points(s: Situation) -> Iterator[Point]:
@@ -150,16 +155,9 @@ def lessons(s: Situation) -> Iterator[Lesson]:
     for point, rows in s.history.of_kind(ProbeKind.END_TO_END).items():
         if point in s.forecast.rates:
             share = s.history.shares[s.history.needed(point)]
-            yield Lesson(values_of(s, point), s.forecast.measured_worth(point), {"memory": min(0.0, share - 1)})
-        elif any(row.outcome.is_oom or is_ok(row) for row in rows):
-            yield Lesson(values_of(s, point), 0.0, {"memory": _overrun(s, point)})
+            within = {"memory": min(0.0, share - 1), "failed": -1.0}
+            yield Lesson(values_of(s, point), s.forecast.measured_worth(point), within)
         elif s.history.settled(ProbeKind.END_TO_END, point):
-            yield Lesson(values_of(s, point), 0.0, {"failed": 1.0})
-
-
-def _overrun(s: Situation, point: Point) -> float:
-    """Share of the budget beyond the whole of it, as far as the model tells of a peak that was never seen."""
-    known = s.view.memory.upper(*s.history.needed(point)) - 1
-    largest = max((p.micro for p in s.history.of_kind(ProbeKind.END_TO_END)), default=point.micro)
-    least = SEEN_OVERRUN * point.micro / largest
-    return max(known, least) if math.isfinite(known) else least
+            found = [overruns(s.view.spec, row) for row in rows if row.outcome is not Outcome.CONTENDED]
+            worst = {name: max(own[name] for own in found) for name in found[0]} if found else {"failed": 1.0}
+            yield Lesson(values_of(s, point), 0.0, worst)

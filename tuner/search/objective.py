@@ -69,6 +69,14 @@ def worth(spec: StudySpec, own: Figures, reference: Figures) -> float:
     return merit(spec, own) if fast_enough(spec, speed, share=PROVABLE) else TOO_SLOW * speed
 
 
+VALUE_OF = {
+    Objective.TIME: "samples/s",
+    Objective.THROUGHPUT: "samples/s",
+    Objective.GOODPUT: "goodput, samples/s",
+    Objective.MEMORY: "memory budget / peak",
+    Objective.ENERGY: "samples/J",
+}
+"""What a trial's value is called. Under `time` the first compile is counted in, over the whole run."""
 GAIN_IN = {
     Objective.GOODPUT: "goodput (samples/s times statistical efficiency)",
     Objective.MEMORY: "peak memory",

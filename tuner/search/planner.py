@@ -14,12 +14,12 @@ from tuner.contract.probe import ProbeKind, ProbeRequest, ProbeRow, Stage
 from tuner.contract.space import Knob, with_knobs
 from tuner.contract.study import SamplerName, StudySpec
 from tuner.search.confirm import confirm, doubt
-from tuner.search.fallback import handed_over
+from tuner.search.fallback import handed_over, open_points
 from tuner.search.gate import contest, soak
 from tuner.search.history import is_ok
 from tuner.search.levers import lever_stage
 from tuner.search.lr import lr_stage
-from tuner.search.points import point_of, rescaled
+from tuner.search.points import rescaled
 from tuner.search.refine import polish, verify
 from tuner.search.requests import make_request
 from tuner.search.situation import Situation, situation_of
@@ -33,8 +33,8 @@ ENDLESS_S = 1e9
 
 @dataclass(frozen=True)
 class Ask:
-    """An Optuna sampler should propose the next end-to-end probe: that of the study (see `sampler_request`), or, where
-    ours is the sampler and its model misfits, `sampler.proposed`."""
+    """An Optuna sampler should propose the next end-to-end probe (`sampler.proposed`): that of the study, or TPE where
+    ours is the sampler and its model misfits."""
 
     reason: str
 
@@ -78,7 +78,8 @@ def _search(s: Situation) -> ProbeRequest | Ask | None:
     if s.view.spec.sampler is not SamplerName.STAGED:
         if s.budget.spent_up:
             return None
-        return equivalence(s) or noise(s) or Ask(f"sampler {s.view.spec.sampler.value} proposes")
+        asked = Ask(f"sampler {s.view.spec.sampler.value} proposes")
+        return equivalence(s) or noise(s) or (asked if next(open_points(s), None) is not None else None)
     for stage in (*STAGES, verify, doubt, polish):
         request = stage(s)
         if request is not None and (s.view.spec.probes_alone or request.kind is ProbeKind.END_TO_END):
@@ -156,16 +157,6 @@ def sampler_request(spec: StudySpec, rows: Sequence[ProbeRow], values: Mapping[s
         chosen.pop(Knob.EFFECTIVE_BATCH_SIZE, None)
     config = rescaled(with_knobs(spec.baseline, chosen), spec.baseline)
     return make_request(view.history, ProbeKind.END_TO_END, Stage.SAMPLER, [config])
-
-
-def forbidden(spec: StudySpec, rows: Sequence[ProbeRow], request: ProbeRequest) -> str | None:
-    """Why a sampler's proposal must not be run: its size was seen not to fit. None = it may."""
-    view = View(spec, rows)
-    point = point_of(request.points[0])
-    limit = view.history.limit(point)
-    if point.micro < limit:
-        return None
-    return f"micro-batch size {limit:.0f} did not fit before, so {point.micro} is not tried"
 
 
 def _typed(knob: Knob, value: Any) -> Any:

@@ -1,14 +1,13 @@
-"""What a row says to a sampler and to people who look at trials: value, constraint overruns, attributes; all pure."""
+"""What a row says to people who look at trials: attributes, values on the way, and what the dashboard reads of both."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
-from tuner.contract.measurement import Interval, Measurement, Outcome
-from tuner.contract.probe import PREDICTED_USED, ProbeRow
+from tuner.contract.measurement import Interval, Measurement
+from tuner.contract.probe import ProbeRow, Score
 from tuner.contract.statistics import rate_interval, throughput
 from tuner.contract.study import StudySpec
 
@@ -16,51 +15,10 @@ PROBE_ATTR = "tuner_probe"
 """User attribute: the request a trial stands for."""
 CONSTRAINTS_ATTR = "constraints"
 """Optuna's system attribute; one constraint is kept under `constraints:NAME`."""
-SURELY_OVER = 0.01
-"""Least overrun of what did run out of memory, whatever was foretold."""
 _CHUNKS = 12
 _MESSAGE_CHARS = 2000
 _CONFIG_BYTES = 60_000
 _MIB = 1 << 20
-
-
-@dataclass(frozen=True)
-class Verdict:
-    """What a row means to a sampler. Overruns above zero are infeasible; `value` None = nothing was learned."""
-
-    value: float | None
-    overruns: dict[str, float]
-
-
-def judge(row: ProbeRow, spec: StudySpec) -> Verdict:
-    """Samples/s and the two overruns of a row: `memory`, continuous around the budget, and `failed`, -1 or 1.
-
-    A contended probe says nothing about its configuration: no value.
-    """
-    if row.outcome is Outcome.CONTENDED:
-        return Verdict(None, {})
-    memory = _memory_overrun(row, spec)
-    if row.outcome is not Outcome.OK:
-        return Verdict(0.0, {"memory": memory, "failed": -1.0 if row.outcome.is_oom else 1.0})
-    interval = interval_of(row.measurement)
-    if interval is None:
-        return Verdict(0.0, {"memory": memory, "failed": 1.0})
-    return Verdict(interval.value, {"memory": memory, "failed": -1.0})
-
-
-def _memory_overrun(row: ProbeRow, spec: StudySpec) -> float:
-    """Share of the budget above (below: negative) the whole of it.
-
-    A probe that ran out of memory never saw its real peak: there the one foretold from traces counts. Without one it is
-    a tenth of how many times larger than the baseline's the micro-batch is, so that the overrun grows with the size and
-    points the sampler downwards.
-    """
-    overrun = spec.memory_used(row.measurement.memory) - 1 if row.measurement else 0.0
-    if row.outcome.is_oom:
-        by_size = 0.1 * row.config.micro_batch_size / spec.baseline.micro_batch_size
-        foretold = row.values.get(PREDICTED_USED, math.nan)
-        overrun = max(overrun, foretold - 1, SURELY_OVER) if math.isfinite(foretold) else max(overrun, by_size)
-    return overrun
 
 
 def dashboard_constraints(overruns: Mapping[str, float]) -> dict[str, list[float]]:
@@ -76,7 +34,7 @@ def interval_of(measurement: Measurement | None) -> Interval | None:
     return throughput(measurement)
 
 
-def user_attributes(row: ProbeRow, spec: StudySpec) -> dict[str, Any]:
+def user_attributes(row: ProbeRow, spec: StudySpec, score: Score) -> dict[str, Any]:
     """What the dashboard shows beside a trial; unknown figures are left out."""
     config = row.config.to_json()
     attributes: dict[str, Any] = {
@@ -91,7 +49,7 @@ def user_attributes(row: ProbeRow, spec: StudySpec) -> dict[str, Any]:
         "config": config if len(config.encode()) < _CONFIG_BYTES else "(too large; see the store)",
         **_measured_attributes(row.measurement, spec),
     }
-    return attributes | {f"overrun_{key}": value for key, value in judge(row, spec).overruns.items()}
+    return attributes | {f"overrun_{key}": value for key, value in score.overruns.items()}
 
 
 def _measured_attributes(measurement: Measurement | None, spec: StudySpec) -> dict[str, Any]:
@@ -104,6 +62,7 @@ def _measured_attributes(measurement: Measurement | None, spec: StudySpec) -> di
         "peak_mib": round(measurement.memory.gate_bytes / _MIB, 1),
         "memory_used": round(spec.memory_used(measurement.memory), 4),
         "step_ms": round(1000 * sum(steady) / len(steady), 3),
+        "samples_per_s": interval.value,
         "samples_per_s_low": interval.low,
     }
     if math.isfinite(interval.high):

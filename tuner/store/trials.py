@@ -6,7 +6,7 @@ The rows are the truth: whatever a crash leaves undone here, `repair` makes good
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
@@ -20,7 +20,7 @@ from sqlalchemy import URL
 
 from tuner.contract.config import LoaderConfig, RunConfig
 from tuner.contract.errors import StoreError
-from tuner.contract.probe import ProbeKind, ProbeRow
+from tuner.contract.probe import ProbeKind, ProbeRow, Score
 from tuner.contract.space import Knob, SearchSpace, knob_value
 from tuner.contract.study import StudySpec
 from tuner.store.engine import (
@@ -39,7 +39,6 @@ from tuner.store.telling import (
     PROBE_ATTR,
     dashboard_constraints,
     intermediate_values,
-    judge,
     user_attributes,
 )
 
@@ -47,6 +46,8 @@ INTERRUPTED_ATTR = "interrupted"
 """User attribute of a trial whose probe was ended by a crash of the tuner."""
 
 Value = str | int | float | bool
+Scored = Callable[[ProbeRow], Score]
+"""The study's rule of what a row is worth."""
 
 
 class Asked(NamedTuple):
@@ -94,7 +95,9 @@ def storage_errors(url: URL, lock_timeout_s: float) -> Iterator[None]:
 
 
 class TrialBook:
-    """One Optuna study beside one of ours, of the same name; maximises samples/s."""
+    """One Optuna study beside one of ours, of the same name; maximises the study's objective.
+
+    A trial's parameters and value are what ran: it begins with the values that its request has."""
 
     def __init__(
         self,
@@ -102,9 +105,13 @@ class TrialBook:
         study_name: str,
         sampler: BaseSampler | None = None,
         *,
+        measure: str = "samples/s",
         lock_timeout_s: float = LOCK_TIMEOUT_S,
     ) -> None:
-        """Opens the study, or makes it. `sampler` None = Optuna's default. Raises StoreError."""
+        """Opens the study, or makes it. `sampler` None = Optuna's default; `measure`: what its values are called.
+
+        Raises StoreError.
+        """
         self._url = parse_url(url)
         self._lock_timeout_s = lock_timeout_s
         self.storage = open_storage(url, lock_timeout_s=lock_timeout_s)
@@ -112,13 +119,13 @@ class TrialBook:
             self.study = optuna.create_study(
                 storage=self.storage, study_name=study_name, direction="maximize", sampler=sampler, load_if_exists=True
             )
-            self._name_metric()
+            self._name_metric(measure)
 
-    def _name_metric(self) -> None:
+    def _name_metric(self, name: str) -> None:
         if self.study.metric_names is None:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore", ExperimentalWarning)
-                self.study.set_metric_names(["samples/s"])
+                self.study.set_metric_names([name])
 
     def describe(self, spec: StudySpec) -> None:
         """Say beside the study what it searches and where it is measured; `repair` does so too."""
@@ -154,7 +161,7 @@ class TrialBook:
         finally:
             self.study.sampler = sampler
 
-    def tell(self, number: int, row: ProbeRow, spec: StudySpec) -> None:
+    def tell(self, number: int, row: ProbeRow, spec: StudySpec, score: Score) -> None:
         """Finish trial `number` with what its row says: attributes and constraints first, then the value.
 
         An out-of-memory is a finished trial with a bad value and an overrun, never a failed one: a sampler learns
@@ -164,28 +171,26 @@ class TrialBook:
             trial_id = self._trial_id(number)
             if self.storage.get_trial(trial_id).state.is_finished():
                 return
-            verdict = judge(row, spec)
-            self._write(trial_id, row, spec)
-            if verdict.value is None:
+            self._write(trial_id, row, spec, score)
+            if score.value is None:
                 self.study.tell(number, state=TrialState.FAIL, skip_if_finished=True)
             else:
-                self.study.tell(number, verdict.value, skip_if_finished=True)
+                self.study.tell(number, score.value, skip_if_finished=True)
 
-    def _write(self, trial_id: int, row: ProbeRow, spec: StudySpec) -> None:
-        overruns = judge(row, spec).overruns
-        for key, value in user_attributes(row, spec).items():
+    def _write(self, trial_id: int, row: ProbeRow, spec: StudySpec, score: Score) -> None:
+        for key, value in user_attributes(row, spec, score).items():
             self.storage.set_trial_user_attr(trial_id, key, value)
         for step, rate in intermediate_values(row.measurement).items():
             self.storage.set_trial_intermediate_value(trial_id, step, rate)
         trial = optuna.Trial(self.study, trial_id)
         known = self.storage.get_trial(trial_id).system_attrs
-        for key, overrun in overruns.items():
+        for key, overrun in score.overruns.items():
             if f"{CONSTRAINTS_ATTR}:{key}" not in known:
                 trial.set_constraint(key, overrun)
-        for key, listed in dashboard_constraints(overruns).items():
+        for key, listed in dashboard_constraints(score.overruns).items():
             self.storage.set_trial_system_attr(trial_id, key, listed)
 
-    def repair(self, rows: Sequence[ProbeRow], spec: StudySpec) -> None:
+    def repair(self, rows: Sequence[ProbeRow], spec: StudySpec, scored: Scored) -> None:
         """Make the trials agree with the rows after a crash; to be called when no probe of this study is running.
 
         A running trial with a row is told; one without is told FAIL and marked interrupted; an end-to-end row without
@@ -196,15 +201,15 @@ class TrialBook:
         by_trial = {row.trial: row for row in wanted.values() if row.trial is not None}
         with self._errors():
             for trial in self.study.get_trials(deepcopy=False, states=(TrialState.RUNNING, TrialState.WAITING)):
-                self._settle(trial, by_trial.get(trial.number), spec)
+                self._settle(trial, by_trial.get(trial.number), spec, scored)
             present = set(self._present())
             for request_id, row in wanted.items():
                 if request_id not in present:
-                    self.study.add_trial(rebuilt(row, spec))
+                    self.study.add_trial(rebuilt(row, spec, scored(row)))
 
-    def _settle(self, trial: FrozenTrial, row: ProbeRow | None, spec: StudySpec) -> None:
+    def _settle(self, trial: FrozenTrial, row: ProbeRow | None, spec: StudySpec, scored: Scored) -> None:
         if row is not None:
-            self.tell(trial.number, row, spec)
+            self.tell(trial.number, row, spec, scored(row))
             return
         trial_id = self._trial_id(trial.number)
         if trial.state is TrialState.WAITING:
@@ -226,20 +231,19 @@ class TrialBook:
             yield
 
 
-def rebuilt(row: ProbeRow, spec: StudySpec) -> FrozenTrial:
+def rebuilt(row: ProbeRow, spec: StudySpec, score: Score) -> FrozenTrial:
     """The finished trial that telling this row would have made."""
-    verdict = judge(row, spec)
     choices = distributions(spec.space, spec.baseline)
     values = params(row.config, choices)
     return create_trial(
-        state=TrialState.FAIL if verdict.value is None else TrialState.COMPLETE,
-        value=verdict.value,
+        state=TrialState.FAIL if score.value is None else TrialState.COMPLETE,
+        value=score.value,
         params=values,
         distributions={name: choices[name] for name in values},
-        user_attrs=user_attributes(row, spec),
-        system_attrs=dict(dashboard_constraints(verdict.overruns)),
+        user_attrs=user_attributes(row, spec, score),
+        system_attrs=dict(dashboard_constraints(score.overruns)),
         intermediate_values=intermediate_values(row.measurement),
-        constraints=verdict.overruns,
+        constraints=score.overruns,
     )
 
 
