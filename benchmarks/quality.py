@@ -13,6 +13,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from benchmarks.machine import Called, print_machine, table, tuner
+from tuner.contract.workload import ERROR, SURE
 
 CLEARLY = 0.1
 """Share of the way from trivial to perfect that counts as clear; perfect is 1 for what should be high, 0 for what
@@ -71,12 +72,13 @@ def judged(name: str, result: Mapping[str, Any]) -> list[tuple[object, ...]]:
         value = result["metrics"].get(metric)
         reached = "-" if value is None else f"{value:.4g}"
         beside = f"{trivial['value']:.4g} ({trivial['text']})"
-        rows.append((name, metric, reached, beside, verdict(value, trivial), f"{result['samples']:,}"))
+        error = result["metrics"].get(metric + ERROR, 0.0)
+        rows.append((name, metric, reached, beside, verdict(value, trivial, error), f"{result['samples']:,}"))
     return rows
 
 
-def verdict(value: float | None, trivial: Mapping[str, Any]) -> str:
-    """`yes`, `a little`, or `NO`."""
+def verdict(value: float | None, trivial: Mapping[str, Any], error: float = 0.0) -> str:
+    """`yes`, `a little`, or `NO`: what lies within the noise that its standard error tells of is no better."""
     without = float(trivial["value"])
     if value is None:
         return "NO"
@@ -85,7 +87,9 @@ def verdict(value: float | None, trivial: Mapping[str, Any]) -> str:
         room = 1 - without if without < 1 else abs(without)
     else:
         better, room = without - value, abs(without)
-    return "yes" if better > 0 and better >= CLEARLY * room else "a little" if better > 0 else "NO"
+    if not better > SURE * error:
+        return "NO"
+    return "yes" if better >= CLEARLY * room else "a little"
 
 
 def passed(rows: list[tuple[object, ...]], metric: str) -> bool:

@@ -27,6 +27,13 @@ def test_verdict(value: float | None, without: float, higher: bool, said: str) -
     assert verdict(value, {"value": without, "text": "", "higher_is_better": higher}) == said
 
 
+def test_what_lies_within_its_noise_is_no_better() -> None:
+    trivial = {"match": {"value": 0.5, "text": "chance", "higher_is_better": True}}
+    for value, error, said in ((0.514, 0.048, "NO"), (0.7, 0.048, "yes"), (0.7, 0.2, "NO")):
+        result = {"samples": 1, "trivial": trivial, "metrics": {"match": value, "match_se": error}}
+        assert judged("sd_kanji", result)[0][4] == said
+
+
 def test_a_workload_passes_by_the_metric_it_judges_by() -> None:
     trivial = {
         "macro_auc": {"value": 0.5, "text": "chance", "higher_is_better": True},

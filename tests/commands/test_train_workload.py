@@ -52,6 +52,33 @@ def test_stopped_by_the_clock_it_says_the_same_words_again(tuner: RunTuner, tmp_
     ],
 )
 def test_what_is_said_of_a_metric(value: float, trivial: Trivial | None, said: str) -> None:
+    assert said_of({"macro_auc": value}, trivial)[0] == f"  quality   {said}"
+
+
+@pytest.mark.parametrize(
+    ("value", "error", "higher", "said"),
+    [
+        (0.514, 0.048, True, "macro_auc 0.514 (standard error 0.048) against 0.5 (chance): NOT better, it is within 2"),
+        (0.62, 0.048, True, "macro_auc 0.62 (standard error 0.048) against 0.5 (chance): better"),
+        (0.45, 0.048, False, "macro_auc 0.45 (standard error 0.048) against 0.5 (chance): NOT better, it is within 2"),
+        (0.3, 0.048, False, "macro_auc 0.3 (standard error 0.048) against 0.5 (chance): better"),
+        (0.3, 0.048, True, "macro_auc 0.3 (standard error 0.048) against 0.5 (chance): NOT better"),
+        (0.9, float("nan"), True, "macro_auc 0.9 (standard error nan) against 0.5 (chance): NOT better"),
+        (0.514, 0.0, True, "macro_auc 0.514 (standard error 0) against 0.5 (chance): better"),
+    ],
+)
+def test_what_lies_within_its_noise_is_not_called_better(value: float, error: float, higher: bool, said: str) -> None:
+    trivial = Trivial(value=0.5, text="chance", higher_is_better=higher)
+    first, *rest = said_of({"macro_auc": value, "macro_auc_se": error}, trivial)
+    assert first.removesuffix(" standard errors") == f"  quality   {said}"
+    assert not any("macro_auc_se" in line for line in rest)
+
+
+def test_an_error_that_belongs_to_no_figure_is_a_figure() -> None:
+    assert said_of({"macro_auc": 0.7, "other_se": 0.1}, None)[1] == "  quality   other_se 0.1"
+
+
+def said_of(metrics: dict[str, float], trivial: Trivial | None) -> list[str]:
     result = TrainResultJson(
         run="1",
         out_dir="run",
@@ -71,7 +98,7 @@ def test_what_is_said_of_a_metric(value: float, trivial: Trivial | None, said: s
         verdict=None,
         peak_verdict=None,
         losses={},
-        metrics={"macro_auc": value},
+        metrics=metrics,
         trivial={"macro_auc": trivial} if trivial else {},
         best={"value": 0.8, "samples": 12_800},
     )
@@ -82,6 +109,6 @@ def test_what_is_said_of_a_metric(value: float, trivial: Trivial | None, said: s
         horizon_samples=1,
         quality=QualityConfig(metric="macro_auc"),
     )
-    first, best = quality(result, config)
-    assert first.split(maxsplit=1)[1] == said
+    *lines, best = quality(result, config)
     assert "macro_auc 0.8 at 12,800 samples" in best
+    return lines

@@ -143,6 +143,13 @@ def test_a_new_figure_gets_its_column_in_the_file_of_an_older_run(tmp_path: Path
     assert all(row["valid_fit"] and row["raw_valid_fit"] for row in rows)
 
 
+def test_the_table_does_not_call_noise_better(tmp_path: Path) -> None:
+    trivial = {"match": Trivial(value=0.5, text="chance"), "raw_match": Trivial(value=0.5, text="chance")}
+    figures = {"match": 0.514, "match_se": 0.048, "raw_match": 0.614, "raw_match_se": 0.048}
+    write_quality(figures, trivial, tmp_path / "quality.csv")
+    assert [row["better"] for row in table(tmp_path / "quality.csv")] == ["no", "", "yes", ""]
+
+
 @pytest.mark.parametrize(
     ("value", "higher", "verdict"), [(0.6, True, "yes"), (0.6, False, "no"), (math.nan, True, "no")]
 )

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -14,9 +16,10 @@ from tuner.contract.measurement import Telemetry
 from tuner.contract.probe import ProbeKind, ProbeRow
 from tuner.contract.space import Knob, with_knobs
 from tuner.store import pareto
-from tuner.store.pareto import ParetoPoint
+from tuner.store.pareto import CONTENT_ATTR, ParetoPoint
 from tuner.store.trials import open_storage
 
+ROOT = Path(__file__).resolve().parents[2]
 SPEC = example_spec()
 ROWS = example_rows()
 NAME = f"{SPEC.name}-pareto"
@@ -121,3 +124,88 @@ def test_a_study_of_that_name_that_is_not_ours_is_left_alone(url: str) -> None:
 def test_nothing_is_written_of_a_study_that_ran_nothing(url: str) -> None:
     assert not write_pareto(url, SPEC, [])
     assert pareto_points(SPEC, []) == []
+
+
+# -- several processes, and exits
+
+
+CUT_SHORT = """
+import os, sys
+import optuna
+from tests.store.test_pareto import ROWS, SPEC
+from tuner.commands.pareto import write_pareto
+from tuner.store import pareto
+
+left = int(sys.argv[2])
+def counted(function):
+    def write(*args, **kwargs):
+        global left
+        if left == 0:
+            os._exit(9)
+        left -= 1
+        return function(*args, **kwargs)
+    return write
+
+for name in ("create_new_study", "set_study_user_attr", "set_study_system_attr", "create_new_trial", "delete_study"):
+    setattr(optuna.storages.RDBStorage, name, counted(getattr(optuna.storages.RDBStorage, name)))
+write_pareto(sys.argv[1], SPEC, ROWS)
+"""
+TOGETHER = """
+import sys
+from tests.store.test_pareto import ROWS, SPEC
+from tuner.commands.pareto import write_pareto
+
+sys.stdin.readline()
+rows = ROWS if sys.argv[2] == "all" else [row for row in ROWS if row.pair is None]
+print(write_pareto(sys.argv[1], SPEC, rows))
+"""
+
+
+def spawn(program: str, *words: str) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, "-c", program, *words],
+        cwd=ROOT,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def test_an_exit_between_any_two_writes_is_made_good_by_the_next_one(url: str) -> None:
+    """The study made and nothing in it; its name said; some of its trials; all but the last word."""
+    open_storage(url)
+    for writes in range(1, 20):
+        worker = spawn(CUT_SHORT, url, str(writes))
+        _, errors = worker.communicate(timeout=60)
+        if worker.returncode == 0:
+            break
+        assert worker.returncode == 9, errors
+        assert write_pareto(url, SPEC, ROWS)
+        assert len(stored(url).trials) == 2
+        assert CONTENT_ATTR in stored(url).user_attrs
+        optuna.delete_study(study_name=NAME, storage=open_storage(url))
+    assert writes > 5, "every write was cut off once"
+
+
+def test_processes_that_finish_one_study_together_all_end_well(url: str) -> None:
+    """Two that saw other rows are among them: the last one's word stands, whole."""
+    open_storage(url)
+    workers = [spawn(TOGETHER, url, "all" if number % 2 else "some") for number in range(4)]
+    for worker in workers:
+        assert worker.stdin is not None
+        worker.stdin.write("go\n")
+        worker.stdin.flush()
+    for worker in workers:
+        said, errors = worker.communicate(timeout=120)
+        assert (worker.returncode, said, errors) == (0, "True\n", "")
+    assert len(stored(url).trials) == 2
+    assert stored(url).metric_names is not None
+    assert CONTENT_ATTR in stored(url).user_attrs
+
+
+def test_an_empty_study_of_several_directions_that_somebody_named_is_left_alone(url: str) -> None:
+    made = optuna.create_study(study_name=NAME, storage=open_storage(url), directions=["maximize", "minimize"])
+    made.set_user_attr("whose", "mine")
+    assert not write_pareto(url, SPEC, ROWS)
+    assert stored(url).user_attrs == {"whose": "mine"}

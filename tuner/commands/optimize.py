@@ -155,12 +155,12 @@ def _run(
     except StoreError as error:
         kept = f"; the decision is written to {path}, and the same command stores it" if path else ""
         raise StoreError(f"{error}{kept}") from None
-    loop.note(decision)
-    if not spec.aa:
-        write_pareto(url, spec, rows)
     if as_json:
         speak.emit_json(plain_json(result))
     answer.tell(console, spec, decision, promised, result)
+    loop.note(decision)  # beside the answer, and after it: what may be in the way here must not keep it back
+    if not spec.aa:
+        write_pareto(url, spec, rows)
     if trouble:
         raise JobFailed(trouble)
     if decision.kind == "failed":

@@ -13,6 +13,7 @@ from tuner.contract.promise_check import PeakVerdict, Verdict, check_promise
 from tuner.contract.result import TrainResultJson
 from tuner.contract.statistics import throughput
 from tuner.contract.tuned import Promise, TunedConfig
+from tuner.contract.workload import ERROR, SURE
 
 
 def judge(tuned: TunedConfig, reply: ProbeReply, run_id: str, out: Path) -> TrainResultJson | None:
@@ -117,7 +118,9 @@ def _not_finite(result: TrainResultJson) -> list[str]:
 
 def quality(result: TrainResultJson, config: RunConfig) -> list[str]:
     """The metrics beside what they would be without learning, and the best evaluation of the run."""
-    lines = [f"  quality   {_against(name, value, result)}" for name, value in result.metrics.items()]
+    errors = {name + ERROR for name in result.metrics}
+    told = [name for name in result.metrics if name not in errors]
+    lines = [f"  quality   {_against(name, result)}" for name in told]
     if config.quality is not None and result.best:
         samples = round(result.best.get("samples", 0))
         value = result.best.get("value", math.nan)
@@ -128,9 +131,12 @@ def quality(result: TrainResultJson, config: RunConfig) -> list[str]:
     return lines
 
 
-def _against(name: str, value: float, result: TrainResultJson) -> str:
-    trivial = result.trivial.get(name)
+def _against(name: str, result: TrainResultJson) -> str:
+    value, error, trivial = result.metrics[name], result.metrics.get(name + ERROR), result.trivial.get(name)
+    text = f"{name} {value:.4g}" + (f" (standard error {error:.2g})" if error is not None else "")
     if trivial is None:
-        return f"{name} {value:.4g}"
-    verdict = "better" if trivial.beaten_by(value) else "NOT better"
-    return f"{name} {value:.4g} against {trivial.value:.4g} ({trivial.text}): {verdict}"
+        return text
+    verdict = "better" if trivial.beaten_by(name, result.metrics) else "NOT better"
+    if error is not None and abs(value - trivial.value) <= SURE * error:
+        verdict += f", it is within {SURE:g} standard errors"
+    return f"{text} against {trivial.value:.4g} ({trivial.text}): {verdict}"

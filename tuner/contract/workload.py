@@ -23,6 +23,11 @@ if TYPE_CHECKING:
 SAMPLE_SEED = "sample_seed"
 """Key the loader adds to every batch: int64 [B], derived from (run seed, epoch, index)."""
 
+ERROR = "_se"
+"""Behind the name of a figure: its standard error, where the workload tells one."""
+SURE = 2.0
+"""Standard errors by which a figure must be better than without learning to be called so."""
+
 Split = Literal["train", "valid"]
 Batch = Mapping[str, "Tensor"]
 
@@ -69,9 +74,11 @@ class Trivial(Frozen):
     """How it comes about: `chance`, `predicting the training mean`."""
     higher_is_better: bool = True
 
-    def beaten_by(self, value: float) -> bool:
-        """Is `value` better than without learning? Never for a value that is no number."""
-        return value > self.value if self.higher_is_better else value < self.value
+    def beaten_by(self, name: str, metrics: Mapping[str, float]) -> bool:
+        """Is the figure `name` better than without learning, by more than the noise its standard error tells of? Never
+        where one of them is no number."""
+        ahead = metrics[name] - self.value if self.higher_is_better else self.value - metrics[name]
+        return ahead > SURE * metrics.get(name + ERROR, 0.0)
 
 
 class Progress(Protocol):

@@ -99,7 +99,7 @@ def write_quality(metrics: Mapping[str, float], trivial: Mapping[str, Trivial], 
         if known is None:
             rows.append((name, f"{value:.9g}", "", "", "", ""))
         else:
-            better = known.beaten_by(value)
+            better = known.beaten_by(name, metrics)
             direction = "yes" if known.higher_is_better else "no"
             verdict = "yes" if better else "no"
             rows.append((name, f"{value:.9g}", f"{known.value:.9g}", known.text, direction, verdict))

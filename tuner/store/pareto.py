@@ -19,7 +19,7 @@ from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from tuner.contract.config import RunConfig
 from tuner.contract.study import PARETO_SUFFIX, StudySpec
-from tuner.store.engine import LOCK_TIMEOUT_S, parse_url
+from tuner.store.engine import LOCK_TIMEOUT_S, parse_url, setup_lock
 from tuner.store.telling import dashboard_constraints
 from tuner.store.trials import distributions, open_storage, params, storage_errors
 
@@ -68,11 +68,11 @@ def write_pareto(
 ) -> bool:
     """Make the Pareto study say what `points` say; safe to repeat. False when another's study has that name.
 
-    Raises StoreError.
+    One process at a time: it takes several writes. Raises StoreError.
     """
     storage = open_storage(url, lock_timeout_s=lock_timeout_s)
     try:
-        with storage_errors(parse_url(url), lock_timeout_s):
+        with storage_errors(parse_url(url), lock_timeout_s), setup_lock(storage.engine, lock_timeout_s):
             return _write(storage, spec, points)
     finally:
         storage.remove_session()
@@ -84,10 +84,10 @@ def _write(storage: RDBStorage, spec: StudySpec, points: Sequence[ParetoPoint]) 
     trials = [_trial(spec, measures, point) for point in points]
     content = _content(measures, trials)
     if name in optuna.study.get_all_study_names(storage):
-        known = optuna.load_study(study_name=name, storage=storage).user_attrs
-        if known.get(OF_ATTR) != spec.name:
+        there = optuna.load_study(study_name=name, storage=storage)
+        if there.user_attrs.get(OF_ATTR) != spec.name and not _just_made(there):
             return False
-        if known.get(CONTENT_ATTR) == content:
+        if there.user_attrs.get(CONTENT_ATTR) == content:
             return True
         optuna.delete_study(study_name=name, storage=storage)
     study = optuna.create_study(
@@ -100,6 +100,11 @@ def _write(storage: RDBStorage, spec: StudySpec, points: Sequence[ParetoPoint]) 
     study.add_trials(trials)
     study.set_user_attr(CONTENT_ATTR, content)
     return True
+
+
+def _just_made(study: optuna.Study) -> bool:
+    """Several directions and nothing else: what an exit between our first two writes leaves. Nothing in it is lost."""
+    return len(study.directions) > 1 and not (study.user_attrs or study.metric_names or study.trials)
 
 
 def _trial(spec: StudySpec, measures: Sequence[Measure], point: ParetoPoint) -> FrozenTrial:
