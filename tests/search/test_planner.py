@@ -313,6 +313,25 @@ def test_other_samplers_are_asked_between_the_baseline_and_the_gate() -> None:
     assert shipped(ended).batch_label == "16x1"
 
 
+@pytest.mark.parametrize(("micro", "accumulation"), [(2, 8), (4, 4), (8, 2), (16, 1)])
+def test_recomputing_is_turned_off_at_the_baseline_s_own_batch(micro: int, accumulation: int) -> None:
+    """Not only at the smallest micro-batch size: what recomputing costs is asked where it is used."""
+    cut = {"micro_batch_size": micro, "accumulation_steps": accumulation}
+    baseline = make_baseline(gradient_checkpointing=True, **cut)
+    ended = drive(make_spec(baseline=baseline), World(flag_factors={"checkpointing": 1.3}))
+    screened = [config for request in ended.of_stage("flags") for config in request.points]
+    assert any(c.micro_batch_size == micro and not c.gradient_checkpointing for c in screened)
+    assert not shipped(ended).gradient_checkpointing
+
+
+def test_recomputing_is_not_turned_off_where_memory_surely_ends() -> None:
+    baseline = make_baseline(gradient_checkpointing=True)
+    world = World(sample_bytes=3.0 * GIB, flag_factors={"checkpointing": 1.3})
+    ended = drive(make_spec(baseline=baseline), world)
+    screened = [config for request in ended.of_stage("flags") for config in request.points]
+    assert not any(c.micro_batch_size == 8 and not c.gradient_checkpointing for c in screened)
+
+
 def test_a_sampler_proposal_that_does_not_divide_is_refused() -> None:
     with pytest.raises(ValueError, match="does not divide"):
         sampler_request(make_spec(), [], {"micro_batch_size": 5})

@@ -196,12 +196,18 @@ def release_together(workers: list[subprocess.Popen[str]]) -> None:
         worker.stdin.flush()
 
 
-def test_four_processes_open_a_fresh_store_at_once(url: str) -> None:
-    workers = [spawn("opened", url) for _ in range(4)]
+@pytest.mark.parametrize("names", [[NAME] * 8, [f"study-{number}" for number in range(8)]], ids=["one", "eight"])
+def test_eight_processes_begin_on_a_fresh_store_at_once(url: str, names: list[str]) -> None:
+    """Our tables, Optuna's, the study and its first probe, whether it is one study or eight."""
+    workers = [spawn("opened", url, name) for name in names]
+    for worker in workers:
+        assert worker.stdout is not None
+        assert worker.stdout.readline() == "ready\n"
     release_together(workers)
-    assert finish(workers) == [["opened"]] * 4
+    assert finish(workers) == [["opened"]] * 8
     with StudyStore.open(url) as store:
-        assert [study.name for study in store.studies()] == [NAME]
+        assert sorted(study.name for study in store.studies()) == sorted(set(names))
+        assert sum(study.probes for study in store.studies()) == 8
 
 
 def test_four_writers_number_without_gaps(url: str) -> None:

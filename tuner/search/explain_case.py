@@ -19,6 +19,7 @@ from tuner.contract.tuned import Decision
 from tuner.search.forecast import noise_of
 from tuner.search.gate import soak_rows
 from tuner.search.history import is_ok, rate_of
+from tuner.search.memory import Size
 from tuner.search.model import MEASURED_ERROR, Cut, StepFit, fit_step
 from tuner.search.points import Point, Variant, point_of
 from tuner.search.selection import fresh_rows
@@ -167,6 +168,27 @@ def around(value: float, error: float) -> Interval:
 
 def good_rows(rows: Sequence[ProbeRow]) -> list[ProbeRow]:
     return [row for row in rows if is_ok(row)]
+
+
+def rows_of_size(view: View, size: Size) -> list[ProbeRow]:
+    """Rows that show what the size needs, or that it does not fit."""
+    kinds = (ProbeKind.COMPUTE, ProbeKind.END_TO_END)
+    return [
+        row
+        for row in view.history.rows
+        if row.kind in kinds and view.history.size_of(row.kind, point_of(row.config)) == size
+    ]
+
+
+def overrun_row(view: View, size: Size) -> ProbeRow | None:
+    """The first row that shows that a size does not fit."""
+    over = (r for r in rows_of_size(view, size) if r.outcome.is_oom or (is_ok(r) and not view.history.fits(r)))
+    return next(over, None)
+
+
+def probe_words(row: ProbeRow | None) -> str:
+    """Where `tuner show STUDY --probes` has it."""
+    return f"probe {row.number}" if row is not None else "no probe"
 
 
 def counted_budget(spec: StudySpec) -> float:

@@ -9,7 +9,7 @@ from tuner.contract.explanation import Change, Limit, LimitName, ModelUse
 from tuner.contract.gpu import detected_profile
 from tuner.contract.measurement import Interval
 from tuner.contract.space import Knob
-from tuner.search.explain_case import Case, counted_budget
+from tuner.search.explain_case import Case, counted_budget, overrun_row, probe_words, rows_of_size
 from tuner.search.explain_tables import predicted_share
 from tuner.search.model import StepFit
 from tuner.search.objective import production_seconds
@@ -155,8 +155,10 @@ def _run_parts(case: Case) -> Iterator[Limit]:
             f"{100 * duties:.1f} % of the run is evaluation, sampling and checkpoints, measured once each in the soak"
         )
         yield _of_run("duties", duties, text)
-    text = f"{100 * compile_s / total:.2f} % of the run is compiling ({compile_s:.0f} s, from a cold cache)"
-    yield _of_run("compile", compile_s / total, text if compile_s else "nothing is compiled")
+    text = f"{100 * compile_s / total:.2f} % of the run is compiling ({compile_s:.0f} s, the longest that was measured)"
+    eager = case.point.variant.compile is CompileMode.EAGER
+    none = "nothing is compiled" if eager else "how long compiling takes was not measured"
+    yield _of_run("compile", compile_s / total, text if compile_s else none)
 
 
 def _of_run(name: LimitName, share: float, text: str) -> Limit:
@@ -335,11 +337,18 @@ def memory_need(case: Case, point: Point) -> str:
     """What keeps `point` out of memory; empty where it fits."""
     if _fits(case, point):
         return ""
-    budget = counted_budget(case.spec)
-    share = predicted_share(case.view, case.view.history.needed(point))
-    if share is None:
-        return f"it did not fit into {budget / _MIB:,.0f} MiB; how much it needs is not known"
-    return f"it needs up to {share.high * budget / _MIB:,.0f} MiB, the budget is {budget / _MIB:,.0f} MiB"
+    size, smaller = case.view.history.needed(point), case.view.history.limiting(point)
+    budget = f"the budget is {counted_budget(case.spec) / _MIB:,.0f} MiB"
+    if (row := overrun_row(case.view, size)) is not None:
+        return f"it did not fit into memory ({probe_words(row)}); {budget}"
+    untried = "" if rows_of_size(case.view, size) else "not tried; "
+    if (share := predicted_share(case.view, size)) is not None:
+        need = share.high * counted_budget(case.spec) / _MIB
+        return f"{untried}it is predicted to need up to {need:,.0f} MiB, {budget}"
+    if smaller is None or smaller.micro > point.micro:
+        return f"{untried}how much it needs is not known; {budget}"
+    seen = probe_words(overrun_row(case.view, smaller))
+    return f"{untried}micro-batch {smaller.micro} did not fit into memory ({seen}); {budget}"
 
 
 def _no_recomputing(case: Case) -> Iterator[Change]:

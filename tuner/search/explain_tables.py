@@ -26,8 +26,11 @@ from tuner.search.explain_case import (
     counted_budget,
     cut_noise,
     good_rows,
+    overrun_row,
+    probe_words,
     ratio_of_rows,
     redrawn,
+    rows_of_size,
     spread,
     variant_name,
 )
@@ -36,12 +39,12 @@ from tuner.search.gate import Standing, soak_rows, soaked
 from tuner.search.history import mean_step_s, rate_of
 from tuner.search.memory import Size, affine
 from tuner.search.model import MEASURED_ERROR, StepFit
-from tuner.search.planner import gate_needed
+from tuner.search.planner import gate_needed, unmet
 from tuner.search.points import Loader, Point, Variant, config_of, differences, point_of
 from tuner.search.reasons import changes
 from tuner.search.refine import WORTHWHILE
 from tuner.search.selection import shipped_side
-from tuner.search.stages import compile_plan
+from tuner.search.stages import untried_modes
 from tuner.search.standins import gates, standing
 from tuner.search.view import View
 
@@ -156,7 +159,7 @@ def memory_cells(case: Case) -> tuple[MemoryCell, ...]:
 
 
 def _memory_cell(view: View, size: Size) -> MemoryCell:
-    own = [row for row in view.history.rows if _is_of(view, row, size)]
+    own = rows_of_size(view, size)
     others = View(view.spec, [row for row in view.history.rows if row not in own])
     share = view.history.shares.get(size)
     worst = next((row.outcome for row in own if row.outcome.is_oom), own[-1].outcome)
@@ -170,11 +173,6 @@ def _memory_cell(view: View, size: Size) -> MemoryCell:
         predicted_share=predicted,
         below_bar=share <= predicted.high if predicted and share is not None else None,
     )
-
-
-def _is_of(view: View, row: ProbeRow, size: Size) -> bool:
-    kinds = (ProbeKind.COMPUTE, ProbeKind.END_TO_END)
-    return row.kind in kinds and view.history.size_of(row.kind, point_of(row.config)) == size
 
 
 def predicted_share(view: View, size: Size) -> Interval | None:
@@ -259,7 +257,8 @@ def _foretold(case: Case, point: Point) -> Interval | None:
 def _verdict(case: Case, state: Standing | None, point: Point, side: int | None) -> str:
     shipped = state is not None and side == shipped_side(case.s, state)
     if point == case.s.forecast.reference:
-        return "the reference, and it stays" if shipped or state is None else "the reference"
+        stays = case.decision is not None and (shipped or state is None)
+        return "the reference, and it stays" if stays else "the reference"
     if state is None or side is None:
         return _not_a_finalist(case, point)
     return "shipped" if shipped else _lost(case, state, side)
@@ -272,13 +271,16 @@ def _not_a_finalist(case: Case, point: Point) -> str:
     share = f.measured_worth(point) / f.measured_worth(f.leader)
     if share < 1 - math.hypot(f.noise(point), f.noise(f.leader)):
         return f"{100 * (1 - share):.1f} % below the leader in the search"
-    return "within the noise of the leader, which stood for it in the ship gate"
+    stood = "which stood for it in the ship gate" if case.s.history.gate else "and no ship gate was run"
+    return f"within the noise of the leader, {stood}"
 
 
 def _lost(case: Case, state: Standing, side: int) -> str:
     if side in state.out:
         return f"out: {state.out[side]}"
     if side not in state.won:
+        if case.decision is None:
+            return f"not judged yet: {len(state.pairs.get(side, ()))} pairs measured"
         return "not proven: its interval in the ship gate does not lie above 1, or its gain is too small"
     config = state.contest.sides[side]
     if soak_rows(case.s, config) and not soaked(case.s, config):
@@ -321,7 +323,7 @@ def _unmeasured(case: Case) -> Iterator[Candidate]:
     for hope, point in sorted(hopes, key=lambda pair: pair[0], reverse=True)[:UNMEASURED_SHOWN]:
         rate = f.rate(point)
         bound = hope / f.measured_worth(f.leader)
-        open_ = "the budget ended before it" if bound > WORTHWHILE else "too little to be worth a probe"
+        open_ = _why_open(case) if bound > WORTHWHILE else "too little to be worth a probe"
         yield Candidate(
             label=case.spec.label(config_of(case.spec, point)),
             predicted=around(rate.value, rate.error) if rate else None,
@@ -329,6 +331,15 @@ def _unmeasured(case: Case) -> Iterator[Candidate]:
             gate=None,
             verdict=f"not measured: at best {bound:.2f}x the leader, {open_}",
         )
+
+
+def _why_open(case: Case) -> str:
+    """Why something worth a probe has none."""
+    if case.decision is None:
+        return "the search has not ended"
+    if not case.s.budget.probes_left:
+        return f"the {case.spec.max_probes} probes allowed were used up"
+    return "the budget ended before it" if unmet(case.s) else "not tried"
 
 
 def effects(case: Case) -> tuple[Effect, ...]:
@@ -376,10 +387,11 @@ def _least(sizes: Iterable[Size]) -> list[Size]:
 
 
 def ruled_out(case: Case) -> tuple[str, ...]:
-    """Compile modes that were not tried, and sizes seen not to fit."""
-    found = [f"compile {point.variant.compile.value}: not tried, {why}" for point, why in compile_plan(case.s) if why]
+    """Compile modes that no row is of, and what lies above the sizes that rows show not to fit."""
+    found = [f"compile {mode.value}: {why}" for mode, why in untried_modes(case.s)]
     found += [
-        f"micro-batch size {size.micro} and above with {_sized(size)}: did not fit into memory"
+        f"micro-batch sizes above {size.micro} with {_sized(size)}: {size.micro} did not fit into memory "
+        f"({probe_words(overrun_row(case.view, size))})"
         for size in _least(case.s.history.overrun_sizes)
     ]
     return tuple(found)

@@ -250,9 +250,14 @@ class History:
 
     def limit(self, point: Point) -> float:
         """Smallest micro-batch size of its variant seen not to fit with as many workers or fewer; infinite = none."""
+        found = self.limiting(point)
+        return found.micro if found is not None else math.inf
+
+    def limiting(self, point: Point) -> Size | None:
+        """The size that `limit` is of."""
         own = self.needed(point)
-        sizes = (s.micro for s in self.overrun_sizes if s.variant == own.variant and s.workers <= own.workers)
-        return min(sizes, default=math.inf)
+        sizes = (s for s in self.overrun_sizes if s.variant == own.variant and s.workers <= own.workers)
+        return min(sizes, key=lambda size: size.micro, default=None)
 
     @cached_property
     def shares(self) -> dict[Size, float]:

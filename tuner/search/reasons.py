@@ -22,7 +22,7 @@ from tuner.search.objective import GAIN_IN
 from tuner.search.planner import unmet
 from tuner.search.points import Point, micro_values, point_of
 from tuner.search.situation import Situation
-from tuner.search.stages import compile_plan, standin_label
+from tuner.search.stages import standin_label, untried_modes
 from tuner.search.standins import gates, is_shippable
 from tuner.search.view import View
 
@@ -175,9 +175,8 @@ def search_notes(s: Situation) -> Iterator[str]:
     """Notes on how the search went."""
     yield from lever_notes(s)
     yield from lr_notes(s.history.search, s.view.spec)
-    for point, why_not in compile_plan(s):
-        if why_not:
-            yield f"compile {point.variant.compile.value} not tried: {why_not}"
+    for mode, why_not in untried_modes(s):
+        yield f"compile {mode.value} not tried: {why_not}"
     yield from _ended_early(s)
     yield from _misfit_notes(s)
     contended = sum(row.outcome is Outcome.CONTENDED for row in s.history.rows)

@@ -167,8 +167,11 @@ def _screen(s: Situation) -> Iterator[Point]:
     for knob, value in single_flips(s):
         yield anchor._replace(variant=with_flag(base, knob, value))
     if base.gradient_checkpointing and False in flag_values(s.view.spec, Knob.GRADIENT_CHECKPOINTING):
-        smallest = s.view.micro_values(anchor.samples)[0]
-        yield with_batch(anchor._replace(variant=base._replace(gradient_checkpointing=False)), smallest, anchor.samples)
+        without = anchor._replace(variant=base._replace(gradient_checkpointing=False))
+        yield with_batch(without, s.view.micro_values(anchor.samples)[0], anchor.samples)
+        own = s.forecast.reference.micro  # where it is on, and would be turned off
+        if anchor.samples % own == 0 and s.view.memory.fits(without.variant, own):
+            yield with_batch(without, own, anchor.samples)
 
 
 def single_flips(s: Situation) -> Iterator[tuple[Knob, Any]]:
@@ -283,6 +286,12 @@ def compile_plan(s: Situation) -> Iterator[tuple[Point, str]]:
             point = cut._replace(variant=lead._replace(compile=mode))
             asked = s.settled(ProbeKind.COMPUTE, point)
             yield point, "" if asked else _why_not_compile(s, point, cut)
+
+
+def untried_modes(s: Situation) -> Iterator[tuple[CompileMode, str]]:
+    """Compile modes that no row is of, each with why."""
+    tried = {row.config.compile for row in s.history.rows}
+    yield from ((p.variant.compile, why) for p, why in compile_plan(s) if why and p.variant.compile not in tried)
 
 
 def _why_not_compile(s: Situation, point: Point, eager: Point) -> str:
