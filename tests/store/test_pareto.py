@@ -132,23 +132,47 @@ def test_nothing_is_written_of_a_study_that_ran_nothing(url: str) -> None:
 CUT_SHORT = """
 import os, sys
 import optuna
-from tests.store.test_pareto import ROWS, SPEC
+from tests.store.test_pareto import NAME, ROWS, SPEC, stored
 from tuner.commands.pareto import write_pareto
-from tuner.store import pareto
+from tuner.store.pareto import CONTENT_ATTR
+from tuner.store.trials import open_storage
 
-left = int(sys.argv[2])
-def counted(function):
-    def write(*args, **kwargs):
-        global left
-        if left == 0:
-            os._exit(9)
-        left -= 1
-        return function(*args, **kwargs)
-    return write
+WRITES = ("create_new_study", "set_study_user_attr", "set_study_system_attr", "create_new_trial", "delete_study")
 
-for name in ("create_new_study", "set_study_user_attr", "set_study_system_attr", "create_new_trial", "delete_study"):
-    setattr(optuna.storages.RDBStorage, name, counted(getattr(optuna.storages.RDBStorage, name)))
-write_pareto(sys.argv[1], SPEC, ROWS)
+def cut_after(writes):
+    left = [writes]
+    def counted(function):
+        def write(*args, **kwargs):
+            if not left[0]:
+                os._exit(9)
+            left[0] -= 1
+            return function(*args, **kwargs)
+        return write
+    for name in WRITES:
+        setattr(optuna.storages.RDBStorage, name, counted(getattr(optuna.storages.RDBStorage, name)))
+    write_pareto(sys.argv[1], SPEC, ROWS)
+    os._exit(0)
+
+def in_a_fork(work):
+    child = os.fork()
+    if not child:
+        work()
+        os._exit(0)
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+
+def made_good():
+    assert write_pareto(sys.argv[1], SPEC, ROWS)
+    assert len(stored(sys.argv[1]).trials) == 2
+    assert CONTENT_ATTR in stored(sys.argv[1]).user_attrs
+    optuna.delete_study(study_name=NAME, storage=open_storage(sys.argv[1]))
+
+for writes in range(1, 30):
+    ended = in_a_fork(lambda: cut_after(writes))
+    assert in_a_fork(made_good) == 0, writes
+    if ended == 0:
+        print(writes)
+        break
+    assert ended == 9, ended
 """
 TOGETHER = """
 import sys
@@ -174,18 +198,9 @@ def spawn(program: str, *words: str) -> subprocess.Popen[str]:
 
 def test_an_exit_between_any_two_writes_is_made_good_by_the_next_one(url: str) -> None:
     """The study made and nothing in it; its name said; some of its trials; all but the last word."""
-    open_storage(url)
-    for writes in range(1, 20):
-        worker = spawn(CUT_SHORT, url, str(writes))
-        _, errors = worker.communicate(timeout=60)
-        if worker.returncode == 0:
-            break
-        assert worker.returncode == 9, errors
-        assert write_pareto(url, SPEC, ROWS)
-        assert len(stored(url).trials) == 2
-        assert CONTENT_ATTR in stored(url).user_attrs
-        optuna.delete_study(study_name=NAME, storage=open_storage(url))
-    assert writes > 5, "every write was cut off once"
+    said, errors = spawn(CUT_SHORT, url).communicate(timeout=100)
+    assert said, errors
+    assert int(said) > 5, "it was cut off after each of its writes"
 
 
 def test_processes_that_finish_one_study_together_all_end_well(url: str) -> None:
