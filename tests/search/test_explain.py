@@ -14,7 +14,7 @@ from tuner.contract.errors import ConfigError, JobFailed
 from tuner.contract.explanation import Change, ExplainResult, Limit
 from tuner.contract.measurement import Interval, Measurement, Outcome
 from tuner.contract.probe import ProbeKind, ProbeRequest, ProbeRow, Stage
-from tuner.contract.space import Dropped, Knob
+from tuner.contract.space import Dropped, Knob, with_knobs
 from tuner.contract.study import GateSpec, StudySpec
 from tuner.contract.tuned import Decision
 from tuner.report.explain_words import tables
@@ -197,8 +197,10 @@ def test_what_was_never_tried_is_not_said_to_have_failed() -> None:
     world = replace(TIGHT, sample_bytes=0.4 * GIB, flag_factors={"checkpointing": 1.3})
     spec = make_spec(baseline=make_baseline(gradient_checkpointing=True), memory_budget_bytes=int(2.2 * GIB))
     ended = drive(spec, world)
-    own = [row.config for row in ended.rows if row.config.gradient_checkpointing and row.kind is ProbeKind.END_TO_END]
-    for config in {config.digest(): config for config in own}.values():
+    ran = [row for row in ended.rows if row.kind is ProbeKind.END_TO_END and row.outcome is Outcome.OK]
+    own = {row.config.digest(): row.config for row in ran if row.config.gradient_checkpointing}
+    assert own
+    for config in own.values():
         result = told(ended, config)
         found = change(result, "gradient checkpointing off").hindrance
         micro = config.micro_batch_size
@@ -233,7 +235,7 @@ def test_a_compile_mode_that_ran_is_not_said_to_be_untried() -> None:
     ended = drive(spec, PLAIN)
     assert any(line.startswith("compile default:") for line in told(ended).ruled_out)
     row = next(row for row in ended.rows if row.stage is Stage.VERIFY or row.kind is ProbeKind.COMPUTE)
-    config = row.config.model_copy(update={"compile": CompileMode.DEFAULT, "micro_batch_size": 1})
+    config = with_knobs(row.config, {Knob.COMPILE: CompileMode.DEFAULT, Knob.MICRO_BATCH_SIZE: 4})
     tried = row.model_copy(update={"number": len(ended.rows), "request_id": "tried", "config": config})
     result = explain(spec, [*ended.rows, tried], ended.decision)
     assert not any(line.startswith("compile default:") for line in result.ruled_out)

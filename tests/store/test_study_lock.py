@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
 
 from tests.store.conftest import Server
 from tuner.contract.errors import StoreError
-from tuner.holders import Holder, Taken
+from tuner.holders import Hold, Holder, Taken
 from tuner.store.store import StudyStore
 from tuner.store.study_lock import study_place
 
@@ -63,10 +64,8 @@ def test_it_ends_with_its_holder(url: str) -> None:
         held.release()
 
 
-def _soon(url: str):  # type: ignore[no-untyped-def]
+def _soon(url: str) -> Hold:
     """A server notices a dead client a moment later."""
-    import time
-
     place = study_place(url, "first")
     for _ in range(200):
         try:
@@ -78,7 +77,7 @@ def _soon(url: str):  # type: ignore[no-untyped-def]
 
 def test_studies_and_stores_do_not_wait_for_each_other(url: str, tmp_path: Path) -> None:
     StudyStore.open(url).close()
-    held = [study_place(url, name).take(me(name)) for name in ("first", "first.second", "second")]
+    held: list[Hold] = [study_place(url, name).take(me(name)) for name in ("first", "first.second", "second")]
     beside = f"sqlite:///{tmp_path}/studies/other.db"
     StudyStore.open(beside).close()
     held.append(study_place(beside, "first").take(me("first")))
