@@ -32,9 +32,7 @@ PROBE = ("probe", "-w", TOY, "--seconds", "0.1s")
 OPTIMIZE = ("optimize", "-w", TOY, "--gpu", "cpu", "--spec", "study.yaml")
 COMMANDS = {
     "optimize": OPTIMIZE,
-    "aa": (*OPTIMIZE, "--aa"),
     "probe": PROBE,
-    "profile": ("probe", "-w", TOY, "--profile", "--seconds", "0.1s"),
     "bench": ("bench", "-w", TOY),
     "train": ("train", "-w", TOY, "--max-samples", "64"),
 }
@@ -174,7 +172,7 @@ def test_production_runs_share_a_device_and_whoever_measures_waits_for_both(
     words = ("train", "-w", TOY, "-o", "sleep_s=0.05")
     first = start(tmp_path, cache, *words, "--out", "one")
     assert first.stdout is not None
-    while "training toy" not in first.stdout.readline():
+    while "training " not in first.stdout.readline():
         assert first.poll() is None
     beside = tuner("train", "-w", TOY, "--max-samples", "64", "--out", "two")
     assert beside.code == 0, beside.err
