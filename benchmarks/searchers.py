@@ -25,9 +25,9 @@ from tuner.search.offline import rows_of, run_study
 from tuner.search.points import Variant, config_of, point_of
 from tuner.search.requests import limits_for
 from tuner.search.sampler import make_sampler
+from tuner.search.score import overruns
 from tuner.search.situation import situation_of
 from tuner.search.view import View
-from tuner.store.telling import judge
 
 if TYPE_CHECKING:
     from optuna import Study, Trial
@@ -153,7 +153,7 @@ class Lane:
         )
         row = rows_of(request, self._timed.run(request), self.probes - 1)[0]
         value = worth_of(row, self.spec)
-        if value > self._best and max(judge(row, self.spec).overruns.values(), default=0.0) <= 0:
+        if value > self._best and max(overruns(self.spec, row).values(), default=0.0) <= 0:
             self._best = value
             self.choose(config)
         return row
@@ -318,7 +318,7 @@ class _OptunaSearch:
         row = self._lane.measure(config)
         if row.outcome.is_oom:
             self._limits[point.variant] = min(point.micro, self._limits.get(point.variant, point.micro))
-        for key, overrun in judge(row, self._spec).overruns.items():
+        for key, overrun in overruns(self._spec, row).items():
             trial.set_constraint(key, overrun)
         self._study.tell(trial, worth_of(row, self._spec))
 
