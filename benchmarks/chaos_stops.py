@@ -102,7 +102,11 @@ def played(plan: Round) -> tuple[int | None, list[str]]:
         folder = Path(name)
         (folder / "study.yaml").write_text(STUDY)
         mark = uuid.uuid4().hex
-        environment = os.environ | {MARK: mark, "TUNER_CACHE": str(folder / "cache")}
+        environment = os.environ | {
+            MARK: mark,
+            "TUNER_CACHE": str(folder / "cache"),
+            "TUNER_LOCKS": str(folder / "locks"),
+        }
         with (folder / "said").open("wb") as said:
             process = subprocess.Popen(
                 [sys.executable, "-m", "tuner", *words_of(plan, folder)],

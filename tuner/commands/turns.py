@@ -13,6 +13,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
+from tuner import stopping
 from tuner.commands.console import clock
 from tuner.contract.errors import Busy
 from tuner.contract.study import StudySpec
@@ -88,7 +89,7 @@ def _taken(label: str, place: Place, who: Holder, waiting: _Waiting, *, wait: bo
             if not wait:
                 raise Busy(f"{label} is used by {error}; try again later, or let it wait (--wait)") from None
             waiting.for_(error)
-            time.sleep(LOOK_S)
+            stopping.sleep(LOOK_S)
         except OSError as error:
             waiting.is_vain(error)
             return None
