@@ -8,6 +8,14 @@ Exit codes: 0 done (a winner, or honestly no gain), 2 bad input, 3 failed or a f
 from __future__ import annotations
 
 import sys
+
+if __name__ == "__main__" and not sys.flags.safe_path:
+    del sys.path[0]  # `python -m` has put the current folder there: nothing of ours is looked for in it
+
+from tuner import importing
+
+importing.current_folder_last()
+
 from pathlib import Path
 from typing import Annotated
 

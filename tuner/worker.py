@@ -22,7 +22,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from tuner import ranks, registry, zygote
+from tuner import importing, ranks, registry, zygote
 from tuner.contract.base import parse_json
 from tuner.contract.errors import TunerError, WorkloadError
 from tuner.contract.measurement import Outcome
@@ -203,6 +203,7 @@ def _why_not_fork() -> str:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     words = _parser().parse_args(arguments)
+    importing.named_before_last()
     if words.serve:
         control = socket.socket(fileno=words.control_fd)
         nothing: dict[str, Any] = {"preloaded": [], "problems": {}, "unsafe": ""}

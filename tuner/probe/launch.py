@@ -7,7 +7,6 @@ import json
 import os
 import re
 import signal
-import site
 import socket
 import subprocess
 import sys
@@ -20,6 +19,8 @@ from typing import Any
 
 import psutil
 
+from tuner.importing import worker_paths
+from tuner.probe.verdict import log_tail
 from tuner.zygote import CLEANUP_S, PACKET
 
 MARK = "TUNER_WORKER_HOST"
@@ -27,6 +28,10 @@ MARK = "TUNER_WORKER_HOST"
 FARE_WELL_S = 8.0
 """How long a closed host may take to end its probe and itself before it is killed."""
 
+LONGEST_WORDS = 400
+"""Letters of a host's last words."""
+
+_ERROR = re.compile(r"[A-Za-z_][\w.]*(Error|Exception|Exit|Interrupt)\b|Fatal Python error")
 _SECRET = re.compile(r"PASSW|SECRET|PGPASS|MYSQL_PWD|^TUNER_STORAGE|^OPTUNA_STORAGE|^DATABASE_URL", re.IGNORECASE)
 _URL_WITH_PASSWORD = re.compile(r"^[a-z][a-z0-9+.-]*://(\S*:\S+@|\S*[?&][^=\s]*pass[^=\s]*=)", re.IGNORECASE)
 
@@ -49,8 +54,8 @@ def worker_environment(base: Mapping[str, str], cache_dir: Path, threads: int) -
     Store URLs and passwords are left out. glibc's malloc thresholds are raised, so that a large batch is not mapped
     and unmapped at every step; they decide up to a third of a step's time on a CPU. OpenBLAS gets one thread: its
     pool would start at import, and only a process with one thread may fork. Asking whether there is a GPU goes
-    through NVML, as CUDA itself must not be touched before a fork. The current directory is not on Python's path:
-    a file called torch.py that lies there must not become ours; `tuner.registry.load` adds it for `module:Class`.
+    through NVML, as CUDA itself must not be touched before a fork. The current directory is not on Python's path
+    (see `tuner.importing`); `tuner.registry.load` adds it, as the last one, for `module:Class`.
     """
     kept = {
         key: value for key, value in base.items() if not _SECRET.search(key) and not _URL_WITH_PASSWORD.match(value)
@@ -65,28 +70,21 @@ def worker_environment(base: Mapping[str, str], cache_dir: Path, threads: int) -
         "TUNER_CACHE": str(cache_dir),
         "HF_HUB_OFFLINE": base.get("HF_HUB_OFFLINE", "1"),
         "PYTORCH_NVML_BASED_CUDA_CHECK": "1",
-        "PYTHONSAFEPATH": "1",
-        "PYTHONPATH": os.pathsep.join(filter(None, (base.get("PYTHONPATH"), *_own_place()))),
+        **worker_paths(base),
         "PYTHONUNBUFFERED": "1",
         "PYTHONIOENCODING": "utf-8:backslashreplace",  # of the log; what a workload prints must not end its run
         "MPLBACKEND": "Agg",
     }
 
 
-def _own_place() -> tuple[str, ...]:
-    """The folder this package lies in, where it is no installed one: a plain checkout is on the path of its parent
-    process alone."""
-    here = str(Path(__file__).resolve().parents[2])
-    return () if here in site.getsitepackages() else (here,)
-
-
 class Host:
     """One serving process: with `preload` it has imported the workload's modules, without it nothing."""
 
-    def __init__(self, process: subprocess.Popen[bytes], control: socket.socket, mark: str) -> None:
+    def __init__(self, process: subprocess.Popen[bytes], control: socket.socket, mark: str, log: Path) -> None:
         self._process = process
         self.control = control
         self._mark = mark
+        self._log = log
         self.preloaded: list[str] = []
         self.problems: dict[str, str] = {}
         self.unsafe = ""
@@ -110,7 +108,7 @@ class Host:
                 start_new_session=True,
             )
             on_failure.pop_all()
-        host = cls(process, ours, mark)
+        host = cls(process, ours, mark, log)
         try:
             ready = host._await("ready", timeout_s)
         except BaseException:
@@ -124,7 +122,7 @@ class Host:
         try:
             socket.send_fds(self.control, [json.dumps({"do": "probe"}).encode()], [request, reply, log])
         except OSError as error:
-            raise HostLost(f"the worker host cannot be reached: {error.strerror}") from None
+            raise HostLost(f"the worker host cannot be reached: {error.strerror}{self._last_words()}") from None
         self.leader = int(self._await("started", timeout_s)["pid"])
         return self.leader
 
@@ -197,11 +195,21 @@ class Host:
         except TimeoutError:
             raise
         except OSError as error:
-            raise HostLost(f"the worker host cannot be reached: {error.strerror}") from None
+            raise HostLost(f"the worker host cannot be reached: {error.strerror}{self._last_words()}") from None
         if not packet:
-            raise HostLost("the worker host has ended")
+            raise HostLost(f"the worker host has ended{self._last_words()}")
         word: dict[str, Any] = json.loads(packet)
         return word
+
+    def _last_words(self) -> str:
+        """How the host ended, and the line of its log that says most; empty where it has said nothing and lives."""
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self._process.wait(1.0)
+        code = self._process.returncode
+        lines = [line.strip() for line in log_tail(self._log).splitlines() if line.strip()]
+        errors = [line for line in lines if _ERROR.match(line)]
+        told = "" if code is None else f" ({f'signal {-code}' if code < 0 else f'exit code {code}'})"
+        return told + "".join(f": {line[:LONGEST_WORDS]}" for line in (errors or lines)[-1:])
 
 
 def marked_processes(mark: str) -> list[psutil.Process]:
