@@ -16,6 +16,7 @@ from tuner.commands import answer, setup
 from tuner.commands import console as speak
 from tuner.commands.ranks import spread
 from tuner.commands.setup import Job, JobWords
+from tuner.commands.typed import OPTION, retyped
 from tuner.commands.words import choice, count, out_file, rechecked, seconds, size_bytes
 from tuner.contract.base import NAME_PATTERN
 from tuner.contract.config import CompileMode, RunConfig
@@ -53,7 +54,7 @@ class SearchWords:
     storage: str | None = None
     study: str | None = None
     fresh: bool = False
-    study_file: Path | None = None
+    study_file: Path | None = field(default=None, metadata={OPTION: "spec"})
     budget: str | None = None
     probes: int | None = None
     sampler: str = "staged"
@@ -93,16 +94,21 @@ def run(words: JobWords, search: SearchWords, *, as_json: bool) -> None:
     timing = Timing()
     runner = setup.make_runner(words.isolation, Trust.of(words.workload))
     try:
-        _run(words, search, runner, console, timing, as_json=as_json)
-    except KeyboardInterrupt:
-        console.print("\nstopped by Ctrl-C. Finished probes are stored; the same command goes on from here.")
-        raise
+        with answer.Farewell(console, retyped("optimize", words, search, fresh=search.fresh or None)) as farewell:
+            _run(words, search, runner, console, timing, farewell, as_json=as_json)
     finally:
         runner.close()
 
 
 def _run(
-    words: JobWords, search: SearchWords, runner: SubprocessRunner, console: Console, timing: Timing, *, as_json: bool
+    words: JobWords,
+    search: SearchWords,
+    runner: SubprocessRunner,
+    console: Console,
+    timing: Timing,
+    farewell: answer.Farewell,
+    *,
+    as_json: bool,
 ) -> None:
     from tuner.commands.pareto import write_pareto
     from tuner.commands.study_loop import StudyLoop
@@ -118,6 +124,7 @@ def _run(
     runner.admit(request_of(spec))
     spec = open_study(store, spec, search)
     timing.add("setup", time.monotonic() - timing.began)
+    farewell.command = retyped("optimize", words, search, study=spec.name)
     answer.introduce(spec, job, console)
     timing.add("prepare", setup.prepare(job, words.workload, runner, answer.Preparing(console)))
     loop = StudyLoop(spec, store, BaselineRunner(runner, spec.baseline) if spec.aa else runner, url, console)
@@ -133,7 +140,7 @@ def _run(
         write_pareto(url, spec, rows)
     if as_json:
         speak.emit_json(plain_json(result))
-    answer.tell(console, spec, decision, promised, result)
+    answer.tell(console, spec, decision, promised, result, storage=search.storage, isolation=words.isolation)
     if decision.kind == "failed":
         refuse_bad_input(words.workload, rows)
         raise JobFailed(decision.reason)
@@ -440,4 +447,4 @@ def _side(side: Side | None) -> SideResult | None:
 
 
 def _stopped(_signum: int, _frame: FrameType | None) -> NoReturn:
-    raise Stopped("stopped by SIGTERM; finished probes are stored, the same command goes on")
+    raise Stopped("stopped by SIGTERM; finished probes are stored")

@@ -5,11 +5,12 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tuner.commands.encodings import written_down
+from tuner.commands.typed import OPTION
 from tuner.contract.base import Scalar, parse
 from tuner.contract.config import RunConfig
 from tuner.contract.documents import load_document, read_file
@@ -38,7 +39,7 @@ class JobWords:
     workload: str
     preset: str | None = None
     data: Path | None = None
-    options: tuple[str, ...] = ()
+    options: tuple[str, ...] = field(default=(), metadata={OPTION: "option"})
     isolation: str = "forkserver"
 
 

@@ -17,6 +17,7 @@ from tuner.commands.train_fallback import advice, gone_on, next_leaner
 from tuner.commands.train_progress import RunProgress, introduce
 from tuner.commands.train_verdict import judge, quality, verdict
 from tuner.commands.train_words import TrainWords, check_words
+from tuner.commands.typed import from_anywhere
 from tuner.contract.config import RunConfig
 from tuner.contract.errors import ConfigError, JobFailed, Stopped
 from tuner.contract.measurement import Outcome
@@ -74,7 +75,7 @@ def attempt(
     introduce(tuned, goal(tuned.config, words), out, console)
     study = tuned.provenance.study if tuned.provenance else None
     recorded = store.add_run(tuned.config, written_down(out, "--out"), study=study, promise=tuned.promise)
-    request = introduced(asked, settled, recorded.id, words.again(out))
+    request = introduced(asked, settled, recorded.id, from_anywhere(words.again(out)))
     with marked(out, recorded.id):
         with RunProgress(console, goal(tuned.config, words)) as progress:
             reply = runner.run(request, progress.listen)
@@ -161,7 +162,7 @@ def finish(
     if result is None:
         point = reply.points[0]
         if point.message == STOPPED_EARLY:
-            raise Stopped("stopped before the training had begun; go on with the same command")
+            raise Stopped(f"stopped before the training had begun; go on with: {words.again(out)}")
         if point.outcome is Outcome.BAD_INPUT:
             raise setup.failed_setup(settled.tuned.config.workload, point.message, point.detail)
         further = advice(settled, point, words, out) + (f"\n{point.detail.rstrip()}" if point.detail else "")
@@ -171,4 +172,4 @@ def finish(
     for line in (*verdict(result, settled.tuned.promise), *quality(result, settled.tuned.config)):
         console.print(line)
     if not result.finished:
-        raise Stopped(f"{result.reason}; go on with: {words.again(Path(result.out_dir))}")
+        raise Stopped(f"{result.reason}; go on with: {words.again(out)}")

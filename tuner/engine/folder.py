@@ -7,6 +7,7 @@ import contextlib
 import importlib.util
 import json
 import os
+import shlex
 import subprocess
 from datetime import UTC, datetime
 from importlib import metadata
@@ -33,7 +34,7 @@ def write_documents(config: RunConfig, plan: TrainPlan, device: torch.device, re
     """Say in the folder what runs here from now on. Raises OSError."""
     out = Path(plan.out_dir)
     comment = "The configuration of this run, as it was started last. Go on with it:\n" + (
-        plan.command or f"tuner train --config {out / CONFIG} --out {out}"
+        plan.command or _command(config, out)
     )
     _replace(out / CONFIG, write_mapping(config.model_dump(mode="json"), comment))
     _replace(out / ENVIRONMENT, json.dumps(_with_earlier(out, _place(config, plan, device, resumed_from)), indent=2))
@@ -41,6 +42,12 @@ def write_documents(config: RunConfig, plan: TrainPlan, device: torch.device, re
         _replace(out / PROMISE, plain_json(plan.promise))
     else:
         (out / PROMISE).unlink(missing_ok=True)
+
+
+def _command(config: RunConfig, out: Path) -> str:
+    """What goes on with a run that no command has started."""
+    code = ["--allow-code"] if ":" in config.workload else []
+    return shlex.join(["tuner", "train", "--config", str(out / CONFIG), "--out", str(out), *code])
 
 
 def _place(config: RunConfig, plan: TrainPlan, device: torch.device, resumed_from: int) -> dict[str, Any]:

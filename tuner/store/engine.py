@@ -70,6 +70,13 @@ def shown(url: URL) -> str:
     return url.update_query_dict(hidden).render_as_string(hide_password=True)
 
 
+def as_typed(text: str) -> str:
+    """The URL in `text`, for people: as it is, or with its password hidden where it holds one. Raises StoreError."""
+    url = parse_url(text)
+    secret = url.password is not None or any("pass" in key.lower() for key in url.query)
+    return shown(url) if secret else text
+
+
 def full(url: URL) -> str:
     """The URL for a driver, password included: never for people."""
     return url.render_as_string(hide_password=False)
