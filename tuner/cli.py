@@ -1,8 +1,7 @@
 """Words -> commands. Everything heavy is imported inside a command, so that `--help` answers at once.
 The only place that prints an error and exits.
 
-Exit codes: 0 done (a winner, or honestly no gain), 2 bad input, 3 failed or a false gain under --aa,
-75 stopped and resumable, 130 Ctrl-C.
+Exit codes: docs/production.md.
 """
 
 from __future__ import annotations

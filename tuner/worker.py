@@ -24,7 +24,7 @@ from typing import Any
 
 from tuner import importing, ranks, registry, zygote
 from tuner.contract.base import parse_json
-from tuner.contract.errors import TunerError, WorkloadError
+from tuner.contract.errors import ConfigError, TunerError, WorkloadError
 from tuner.contract.measurement import Outcome
 from tuner.contract.probe import Event, Finished, PhaseEvent, PointReply, ProbeRequest
 
@@ -162,7 +162,7 @@ def _failure(error: BaseException, index: int) -> PointReply:
     outcome = Outcome.OOM_HOST if isinstance(error, MemoryError) else Outcome.CRASHED
     if isinstance(error, TunerError):
         detail = error.detail if isinstance(error, registry.WorkloadImportError) else ""
-        outcome = Outcome.BAD_INPUT if isinstance(error, WorkloadError) else outcome
+        outcome = Outcome.BAD_INPUT if isinstance(error, WorkloadError | ConfigError) else outcome
         return PointReply(index=index, outcome=outcome, message=str(error), detail=detail)
     detail = "".join(traceback.format_exception(error))
     return PointReply(index=index, outcome=outcome, message=f"{type(error).__name__}: {error}", detail=detail)

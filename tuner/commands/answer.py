@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Self
 from tuner.commands import console as speak
 from tuner.commands.setup import Job, JobWords
 from tuner.commands.typed import typed
-from tuner.contract.errors import Stopped
+from tuner.contract.errors import Stopped, StoreOutage
 from tuner.contract.probe import Event, ProgressEvent
 from tuner.contract.result import AaResult, OptimizeResult
 from tuner.contract.space import SearchSpace
@@ -62,7 +62,7 @@ def condition(space: SearchSpace, quality: QualityConstraint) -> str:
 
 
 class Farewell:
-    """Whoever stops the search is told the `command` that goes on with it."""
+    """Who stops the search, or loses its store, is told the `command` that goes on with it."""
 
     def __init__(self, console: Console, command: str) -> None:
         self._console = console
@@ -74,8 +74,8 @@ class Farewell:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         if isinstance(error, KeyboardInterrupt):
             self._console.print(f"\nstopped by Ctrl-C. Finished probes are stored; go on with: {self.command}")
-        elif isinstance(error, Stopped):
-            raise Stopped(f"{error}; go on with: {self.command}") from None
+        elif isinstance(error, Stopped | StoreOutage):
+            raise type(error)(f"{error}; go on with: {self.command}") from None
 
 
 class Remarks:

@@ -3,6 +3,7 @@ and at the end holds the promise against what was reached."""
 
 from __future__ import annotations
 
+import contextlib
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -11,7 +12,7 @@ from tuner.commands import console as speak
 from tuner.commands import setup
 from tuner.commands.encodings import written_down
 from tuner.commands.ranks import spread_tuned
-from tuner.commands.run_state import close_status, marked
+from tuner.commands.run_state import close_status, has_checkpoint, marked
 from tuner.commands.train_confirm import Settled, settle
 from tuner.commands.train_fallback import advice, gone_on, next_leaner
 from tuner.commands.train_progress import RunProgress, introduce
@@ -19,13 +20,15 @@ from tuner.commands.train_verdict import judge, quality, verdict
 from tuner.commands.train_words import TrainWords, check_words
 from tuner.commands.typed import from_anywhere
 from tuner.contract.config import RunConfig
-from tuner.contract.errors import ConfigError, JobFailed, Stopped
+from tuner.contract.documents import load_document, read_file
+from tuner.contract.errors import ConfigError, JobFailed, Stopped, StoreError
 from tuner.contract.measurement import Outcome
 from tuner.contract.probe import STOPPED_EARLY, ProbeKind, ProbeLimits, ProbeReply, ProbeRequest, Stage, TrainPlan
-from tuner.contract.production import RunStatus
+from tuner.contract.production import CONFIG_FILE, RunStatus
 from tuner.contract.result import TrainResultJson, plain_json
 from tuner.contract.trust import Trust
 from tuner.contract.tuned import TunedConfig
+from tuner.run_lock import RunLock
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -49,13 +52,16 @@ def run(words: TrainWords, *, as_json: bool) -> None:
         tuned = given or baseline_of(words, runner)
         out = words.out or Path("runs") / f"{setup.short_name(tuned.config.workload)}-{tuned.config.digest()}"
         make_folder(out)
+        check_folder(out, tuned.config)
         tuned, said = spread_tuned(tuned, words.nproc)
         if said:
             console.print(said)
         settled = gone_on(settle(tuned, words, out, runner, console), out, console)
         began = time.monotonic()
         while True:
-            reply, result = attempt(settled, words.after(time.monotonic() - began), out, store, runner, console)
+            reply, result, unnoted = attempt(
+                settled, words.after(time.monotonic() - began), out, store, runner, console
+            )
             leaner = next_leaner(settled, reply.points[0], out, console) if words.fallback else None
             if leaner is None:
                 break
@@ -63,12 +69,15 @@ def run(words: TrainWords, *, as_json: bool) -> None:
     finally:
         runner.close()
     finish(reply, result, settled, words, out, console, as_json=as_json)
+    if unnoted is not None:
+        raise type(unnoted)(f"the run has ended well, but {unnoted}; to have it noted: {words.again(out)}")
 
 
 def attempt(
     settled: Settled, words: TrainWords, out: Path, store: StudyStore, runner: SubprocessRunner, console: Console
-) -> tuple[ProbeReply, TrainResultJson | None]:
-    """One configuration's part of the run, from the folder's newest checkpoint on, noted in the store."""
+) -> tuple[ProbeReply, TrainResultJson | None, StoreError | None]:
+    """One configuration's part of the run, from the folder's newest checkpoint on, noted in the store; what came of it,
+    and why its end could not be noted."""
     tuned = settled.tuned
     asked = as_request(tuned.config, words, out)
     runner.admit(asked)
@@ -81,9 +90,20 @@ def attempt(
             reply = runner.run(request, progress.listen)
         close_status(out, recorded.id, reply)
         result = judge(tuned, reply, recorded.id, out)
-        store.finish_run(recorded.id, status(reply), reply.train_result)
+        unnoted = noted(store, recorded.id, reply)
+    if unnoted is not None:
+        console.print(f"  warning: {unnoted}", style="yellow")
     led_here = {"confirmed": settled.confirmed, "fallbacks": settled.fallbacks}
-    return reply, result.model_copy(update=led_here) if result is not None else None
+    return reply, result.model_copy(update=led_here) if result is not None else None, unnoted
+
+
+def noted(store: StudyStore, run_id: str, reply: ProbeReply) -> StoreError | None:
+    """What hours of training came to is told even where the store is out of reach by then."""
+    try:
+        store.finish_run(run_id, status(reply), reply.train_result)
+    except StoreError as error:
+        return error
+    return None
 
 
 def from_file(path: Path, trust: Trust) -> TunedConfig:
@@ -108,6 +128,17 @@ def make_folder(out: Path) -> None:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise ConfigError(f"--out: {out} cannot be made: {error.strerror}") from None
+
+
+def check_folder(out: Path, config: RunConfig) -> None:
+    """What the worker would find out at its start, before anything is measured for this run. Raises ConfigError for a
+    folder that cannot be written, that another process writes, or that holds another run."""
+    with RunLock(out):
+        saved = None
+        with contextlib.suppress(ConfigError):
+            saved = load_document(RunConfig, read_file(out / CONFIG_FILE), CONFIG_FILE)
+        if saved is not None and has_checkpoint(out) and (other := config.another_run(saved)):
+            raise ConfigError(f"--out: {out} holds checkpoints of another run ({other}); give this run its own")
 
 
 def goal(config: RunConfig, words: TrainWords) -> int:

@@ -19,10 +19,11 @@ import torch
 from tuner.contract.config import RunConfig
 from tuner.contract.documents import write_mapping
 from tuner.contract.probe import TrainPlan
+from tuner.contract.production import CONFIG_FILE
 from tuner.contract.result import plain_json
 from tuner.engine.device import environment
 
-CONFIG, ENVIRONMENT, PROMISE = "config.yaml", "environment.json", "promise.json"
+ENVIRONMENT, PROMISE = "environment.json", "promise.json"
 PACKAGES = ("torch", "numpy", "safetensors", "pydantic", "diffusers", "transformers", "tensorboard")
 GIT_S = 5.0
 """A repository on a slow disk must not hold up a run."""
@@ -36,7 +37,7 @@ def write_documents(config: RunConfig, plan: TrainPlan, device: torch.device, re
     comment = "The configuration of this run, as it was started last. Go on with it:\n" + (
         plan.command or _command(config, out)
     )
-    _replace(out / CONFIG, write_mapping(config.model_dump(mode="json"), comment))
+    _replace(out / CONFIG_FILE, write_mapping(config.model_dump(mode="json"), comment))
     _replace(out / ENVIRONMENT, json.dumps(_with_earlier(out, _place(config, plan, device, resumed_from)), indent=2))
     if plan.promise is not None:
         _replace(out / PROMISE, plain_json(plan.promise))
@@ -47,7 +48,7 @@ def write_documents(config: RunConfig, plan: TrainPlan, device: torch.device, re
 def _command(config: RunConfig, out: Path) -> str:
     """What goes on with a run that no command has started."""
     code = ["--allow-code"] if ":" in config.workload else []
-    return shlex.join(["tuner", "train", "--config", str(out / CONFIG), "--out", str(out), *code])
+    return shlex.join(["tuner", "train", "--config", str(out / CONFIG_FILE), "--out", str(out), *code])
 
 
 def _place(config: RunConfig, plan: TrainPlan, device: torch.device, resumed_from: int) -> dict[str, Any]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+import re
 import sqlite3
 import time
 from collections.abc import Iterator
@@ -17,13 +18,23 @@ from sqlalchemy import URL, Connection, Engine, create_engine, event, make_url
 from sqlalchemy.exc import ArgumentError, DBAPIError, NoSuchModuleError, SQLAlchemyError
 from sqlalchemy.pool import NullPool
 
-from tuner.contract.errors import StoreError
+from tuner.contract.errors import StoreError, StoreOutage
 
 LOCK_TIMEOUT_S = 60.0
 _CONNECT_TIMEOUT_S = 10
 _SETUP_KEY = 7_405_116_227
 """Advisory lock on PostgreSQL that whoever makes tables holds; any number that no one else uses."""
 _HIDDEN = "***"
+_OUTAGE = re.compile(
+    r"is locked|lock timeout|timeout expired|timed out|statement timeout|disk is full|no space left|disk I/O error"
+    r"|connection refused|server closed|connection (is|was|has been) (lost|closed|reset)|broken pipe|SSL SYSCALL"
+    r"|terminating connection|starting up|shutting down|in recovery|too many (clients|connections)|connection slots"
+    r"|no route to host|network is unreachable",
+    re.IGNORECASE,
+)
+"""What a database says that will be there again. A refused connection is taken for a server that is down."""
+_MISTYPED = re.compile(r"resolve|translate host|does not exist|authentication failed|no password", re.IGNORECASE)
+"""What only another URL can mend."""
 _DAMAGED = "the file is damaged ({}); nothing in it was changed. Restore a copy, or move it away"
 
 
@@ -192,7 +203,7 @@ def _wait_for(handle: int, url: URL, deadline: float) -> None:
             return
         except BlockingIOError:
             if time.monotonic() > deadline:
-                raise StoreError(f"{shown(url)}: another process has been setting the store up for too long") from None
+                raise StoreOutage(f"{shown(url)}: another process has been setting the store up for too long") from None
             time.sleep(0.02)
         except OSError:
             return  # a file system without locks: the tables are still made in one transaction
@@ -200,11 +211,18 @@ def _wait_for(handle: int, url: URL, deadline: float) -> None:
 
 @contextmanager
 def readable_errors(url: URL, lock_timeout_s: float = LOCK_TIMEOUT_S) -> Iterator[None]:
-    """Turns database errors into StoreError: one line with the store's name and the reason."""
+    """Turns database errors into StoreError, or StoreOutage: one line with the store's name and the reason."""
     try:
         yield
     except (SQLAlchemyError, sqlite3.Error, OSError) as error:
-        raise StoreError(explain(error, url, lock_timeout_s)) from None
+        raise readable(error, url, lock_timeout_s) from None
+
+
+def readable(error: Exception, url: URL, lock_timeout_s: float = LOCK_TIMEOUT_S) -> StoreError:
+    """What a database error means for a user."""
+    text = str(getattr(error, "orig", None) or error)
+    passes = _OUTAGE.search(text) is not None and _MISTYPED.search(text) is None
+    return (StoreOutage if passes else StoreError)(explain(error, url, lock_timeout_s))
 
 
 def explain(error: Exception, url: URL, lock_timeout_s: float = LOCK_TIMEOUT_S) -> str:
