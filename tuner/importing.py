@@ -15,10 +15,8 @@ from importlib.util import find_spec
 
 PACKAGE = os.path.dirname(os.path.realpath(__file__))
 PLACE = os.path.dirname(PACKAGE)
-IN_CHECKOUT = os.path.isfile(os.path.join(PLACE, "pyproject.toml"))
-"""Does this package lie in a checkout, and not where packages are installed?"""
-NAMED_BEFORE = "TUNER_PATH_LAST"
-"""Environment of a worker: the current folder, where PYTHONPATH had named it."""
+NAMED_BEFORE, LENT = "TUNER_PATH_LAST", "TUNER_PATH_LENT"
+"""Environment of a worker: the current folder, where PYTHONPATH had named it; our own place, where it had not."""
 
 
 def current_folder_last() -> None:
@@ -33,9 +31,13 @@ def worker_paths(base: Mapping[str, str]) -> dict[str, str]:
     here = _here()
     given = base["PYTHONPATH"].split(os.pathsep) if base.get("PYTHONPATH") else []
     kept = [place for place in given if not _same(place, here)]
-    own = [] if PLACE in site.getsitepackages() else [PLACE]
-    paths = {"PYTHONSAFEPATH": "1", "PYTHONPATH": os.pathsep.join([*kept, *own])}
-    return paths | ({NAMED_BEFORE: here} if len(kept) < len(given) else {})
+    lent = [] if PLACE in (*site.getsitepackages(), *kept) else [PLACE]
+    return {
+        "PYTHONSAFEPATH": "1",
+        "PYTHONPATH": os.pathsep.join([*kept, *lent]),
+        NAMED_BEFORE: here if len(kept) < len(given) else "",
+        LENT: os.pathsep.join(lent),
+    }
 
 
 def named_before_last() -> None:
@@ -45,14 +47,15 @@ def named_before_last() -> None:
 
 
 def look_here_last() -> None:
-    """The current folder is importable from now on. Only a checkout of ours comes later: nobody asked for its tests."""
-    last = [_here(), *([PLACE] if IN_CHECKOUT else [])]
-    sys.path[:] = [place for place in sys.path if not any(_same(place, other) for other in last)] + last
+    """The current folder is importable from now on, after all else. A checkout of ours is not, unless PYTHONPATH names
+    it: its own folders (tests, benchmarks) would hide a user's, and where this package lies is known."""
+    here, lent = _here(), bool(os.environ.get(LENT))
+    sys.path[:] = [place for place in sys.path if not (_same(place, here) or (lent and _is_checkout(place)))] + [here]
 
 
 def shipped(folder: str) -> str:
     """Where `workloads` or `studies` lies: below this package where it is installed, beside it in a checkout."""
-    return os.path.join(PLACE if IN_CHECKOUT else PACKAGE, folder)
+    return os.path.join(PLACE if _is_checkout(PLACE) else PACKAGE, folder)
 
 
 def hidden(module: str) -> str:
@@ -76,6 +79,11 @@ def _spec(name: str) -> ModuleSpec | None:
 def _places(spec: ModuleSpec) -> list[str]:
     """Where a module lies; all folders of one that is nothing but folders."""
     return [spec.origin] if spec.origin else list(spec.submodule_search_locations or [])
+
+
+def _is_checkout(place: str) -> bool:
+    """Is it a folder with our sources, and not one where packages are installed?"""
+    return all(os.path.isfile(os.path.join(place, file)) for file in ("pyproject.toml", "tuner/importing.py"))
 
 
 def _here() -> str:

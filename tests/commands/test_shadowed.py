@@ -84,7 +84,7 @@ def test_commands_run_beside_files_of_any_name(
 def load(name: str, folder: Path, cache: Path, site: Path, *, path: str = "") -> str:
     """Load a workload as a worker does, in `folder`; the file and the name it was loaded from."""
     parent = tuner_environment(cache)
-    parent["PYTHONPATH"] = os.pathsep.join(filter(None, [path, str(site), parent["PYTHONPATH"]]))
+    parent["PYTHONPATH"] = os.pathsep.join(filter(None, [path, str(site)]))
     here = os.getcwd()
     os.chdir(folder)
     try:
