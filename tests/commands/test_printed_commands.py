@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
+import ast
 import os
 import re
 import shlex
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args, get_type_hints
 
-import click
 import pytest
 import typer
 
 from tests.conftest import ROOT, Ran, RunTuner, tuner_environment
 from tests.store.rows import example_spec
-from tuner.cli import app
+from tuner import cli, cli_production
 from tuner.commands import answer, optimize, train
 from tuner.commands.train_words import TrainWords
 from tuner.commands.typed import ONCE, retyped, typed
@@ -27,23 +28,30 @@ ODD = 'it\'s a $HOME; "odd" one'
 """A name that a shell must not read."""
 
 
-def command_of(name: str) -> click.Command:
-    group = typer.main.get_command(app)
-    assert isinstance(group, click.Group)
-    return group.commands[name]
+COMMAND = re.compile(r"tuner (train|optimize|report|explain|runs|show|dashboard|bench) (--|$)")
 
 
-def any_value(parameter: click.Parameter) -> list[str]:
+def options_of(name: str) -> dict[str, Any]:
+    """The options of a command, by the name of their parameter, and what is typed for each."""
+    return get_type_hints({"train": cli_production.train, "optimize": cli.optimize}[name])
+
+
+def any_value(parameter: str, kind: Any) -> list[str]:
     """An option with a value that is not its default, as it may be typed."""
-    name = max(parameter.opts, key=len)
-    if isinstance(parameter, click.Option) and parameter.is_flag:
-        return [name]
-    kind = parameter.type.name
-    if "integer" in kind:
-        return [name, "3"]
-    if "float" in kind:
-        return [name, "2.5"]
-    return [name, f"{name.strip('-')}={ODD}"] * (2 if parameter.multiple else 1)
+    option = f"--{parameter.replace('_', '-')}"
+    kinds = {kind, *get_args(kind)}
+    if bool in kinds:
+        return [option]
+    if int in kinds or float in kinds:
+        return [option, "3"]
+    if parameter == "storage":
+        return [option, f"sqlite:///{ODD}.db"]
+    return [option, f"{parameter}={ODD}"] * (1 + (list[str] in kinds))
+
+
+def typed_in(words: Sequence[str]) -> None:
+    """What the program does with them, errors and all."""
+    typer.main.get_command(cli.app).main([*words], standalone_mode=False)
 
 
 def parsed(monkeypatch: pytest.MonkeyPatch, name: str, words: list[str]) -> tuple[Any, ...]:
@@ -51,14 +59,14 @@ def parsed(monkeypatch: pytest.MonkeyPatch, name: str, words: list[str]) -> tupl
     given: list[tuple[Any, ...]] = []
     module = {"train": train, "optimize": optimize}[name]
     monkeypatch.setattr(module, "run", lambda *words, as_json: given.append(words))
-    command_of(name).main(words, standalone_mode=False)
+    typed_in([name, *words])
     return given[0]
 
 
 @pytest.mark.parametrize("name", ["train", "optimize"])
 def test_every_option_that_is_typed_is_typed_again(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
-    options = [item for item in command_of(name).params if item.name not in ("json", "help", *ONCE)]
-    typed_words = [word for item in options for word in any_value(item)]
+    options = {option: kind for option, kind in options_of(name).items() if option not in ("json", "return", *ONCE)}
+    typed_words = [word for option, kind in options.items() for word in any_value(option, kind)]
     assert len(options) > 12
     given = parsed(monkeypatch, name, typed_words)
     again = given[0].again(given[0].out) if name == "train" else retyped("optimize", *given)
@@ -73,7 +81,7 @@ def test_what_is_said_for_one_start_is_not_said_again() -> None:
 
 def test_a_turned_off_option_and_values_that_look_like_options() -> None:
     words = TrainWords(config=Path("-c.yaml"), confirm=False)
-    assert words.again(Path("-out")) == "tuner train --config=-c.yaml --out=-out --no-confirm"
+    assert words.again(Path("-out")) == "tuner train --config=-c.yaml --no-confirm --out=-out"
     assert typed("report", "-study", storage=None) == "tuner report -- -study"
 
 
@@ -104,34 +112,28 @@ def after(label: str, text: str) -> str:
     return found[1]
 
 
-def test_a_stopped_run_goes_on_with_what_it_prints_from_here_and_from_anywhere(
-    tuner: RunTuner, tmp_path: Path, cache: Path
-) -> None:
+def test_a_stopped_run_goes_on_with_what_it_prints_from_anywhere(tuner: RunTuner, tmp_path: Path, cache: Path) -> None:
     store = f"sqlite:///{ODD}.db"
     words = ("train", "-w", TOY, "-o", "sleep_s=0.02", "--max-samples", "160", "--max-minutes", "0.001")
     first = tuner(*words, "--storage", store, "--out", f"runs of {ODD}")
     assert first.code == 75, first.err
     command = after("go on with:", first.err)
-    second = tuner(*shlex.split(command)[1:])
-    assert second.code == 75, second.err
-    assert after("go on with:", second.err) == command
-
-    with StudyStore.open(f"sqlite:///{tmp_path}/{ODD}.db") as opened:
-        done = opened.runs()
-    reached = [run.result.samples for run in done if run.result is not None]
-    assert len(reached) == 2
-    assert 0 < reached[0] < reached[1] <= 160
-    assert not (tmp_path / "studies").exists(), "the store that was named is the one that is used again"
-
     listed = tuner("runs", "--storage", store)
     shown = tuner(*shlex.split(after("as shown by:", listed.out))[1:])
     stored = after("go on", shown.out)
+    assert stored == f"cd {tmp_path} && {command}"
+    assert f"# {stored}" in (tmp_path / f"runs of {ODD}" / "config.yaml").read_text()
+
     elsewhere = tmp_path / "elsewhere"
     elsewhere.mkdir()
-    third = shell(stored, elsewhere, cache)
-    assert third.code in (0, 75), third.err
-    assert f"# {stored}" in (tmp_path / f"runs of {ODD}" / "config.yaml").read_text()
-    assert len(StudyStore.read(f"sqlite:///{tmp_path}/{ODD}.db").runs()) == 3
+    second = shell(stored, elsewhere, cache)
+    assert second.code == 75, second.err
+    assert after("go on with:", second.err) == command
+    with StudyStore.read(f"sqlite:///{tmp_path}/{ODD}.db") as opened:
+        reached = [run.result.samples for run in opened.runs() if run.result is not None]
+    assert len(reached) == 2
+    assert 0 < reached[0] < reached[1] < 160
+    assert not (tmp_path / "studies").exists(), "the store that was named is the one that is used again"
 
 
 def test_the_steps_after_a_search_run_as_they_are_printed(tuner: RunTuner, tmp_path: Path) -> None:
@@ -165,15 +167,16 @@ def test_the_next_steps_trust_code_only_where_the_file_names_some() -> None:
 def test_who_has_nothing_yet_is_told_a_command_that_exists(tuner: RunTuner, words: tuple[str, ...]) -> None:
     ran = tuner(*words)
     found = after("make one:", ran.out + ran.err)
-    name, *options = shlex.split(found)[1:]
-    command_of(name).make_context(name, options)
+    typed_in([*shlex.split(found)[1:], "--help"])
 
 
 def test_every_command_is_made_by_the_builder() -> None:
     """A command that is written out by hand is one that drops what was typed."""
-    allowed = {"cli.py", "cli_production.py", "typed.py"}  # the help's examples, and the builder
     for path in (ROOT / "tuner").rglob("*.py"):
-        if path.name not in allowed:
-            text = path.read_text(encoding="utf-8")
-            made = re.findall(r"tuner (?:train|optimize|report|explain|runs|dashboard) (?:--|\{)", text)
-            assert made == [], path
+        if path.name in ("cli.py", "cli_production.py"):  # the help's examples
+            continue
+        nodes = list(ast.walk(ast.parse(path.read_text(encoding="utf-8"))))
+        remarks = {id(node.value) for node in nodes if isinstance(node, ast.Expr)}  # docstrings
+        said = [node.value for node in nodes if isinstance(node, ast.Constant) and id(node) not in remarks]
+        by_hand = [text for text in said if isinstance(text, str) and COMMAND.search(text)]
+        assert by_hand == [], path

@@ -59,9 +59,8 @@ def run(words: TrainWords, *, as_json: bool) -> None:
         settled = gone_on(settle(tuned, words, out, runner, console), out, console)
         began = time.monotonic()
         while True:
-            reply, result, unnoted = attempt(
-                settled, words.after(time.monotonic() - began), out, store, runner, console
-            )
+            left = words.after(time.monotonic() - began)
+            reply, result, unnoted = attempt(settled, left, words.again(out), out, store, runner, console)
             leaner = next_leaner(settled, reply.points[0], out, console) if words.fallback else None
             if leaner is None:
                 break
@@ -74,7 +73,13 @@ def run(words: TrainWords, *, as_json: bool) -> None:
 
 
 def attempt(
-    settled: Settled, words: TrainWords, out: Path, store: StudyStore, runner: SubprocessRunner, console: Console
+    settled: Settled,
+    words: TrainWords,
+    again: str,
+    out: Path,
+    store: StudyStore,
+    runner: SubprocessRunner,
+    console: Console,
 ) -> tuple[ProbeReply, TrainResultJson | None, StoreError | None]:
     """One configuration's part of the run, from the folder's newest checkpoint on, noted in the store; what came of it,
     and why its end could not be noted."""
@@ -84,7 +89,7 @@ def attempt(
     introduce(tuned, goal(tuned.config, words), out, console)
     study = tuned.provenance.study if tuned.provenance else None
     recorded = store.add_run(tuned.config, written_down(out, "--out"), study=study, promise=tuned.promise)
-    request = introduced(asked, settled, recorded.id, from_anywhere(words.again(out)))
+    request = introduced(asked, settled, recorded.id, from_anywhere(again))
     with marked(out, recorded.id):
         with RunProgress(console, goal(tuned.config, words)) as progress:
             reply = runner.run(request, progress.listen)
