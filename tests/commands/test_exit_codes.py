@@ -2,22 +2,24 @@
 
 from __future__ import annotations
 
-import json
 import sqlite3
 import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 from sqlalchemy.exc import OperationalError
 
 from tests.conftest import ROOT, RunTuner
 from tests.toys import Toy
-from tuner.commands.train import check_folder
-from tuner.contract.config import Cadence, OptimizerConfig, OptimizerName, QualityConfig, QualityWeights, RunConfig
+from tuner.commands.train import check_folder, noted
+from tuner.contract.config import Cadence, OptimizerConfig, OptimizerName, QualityConfig, RunConfig
 from tuner.contract.errors import ConfigError, StoreError, StoreOutage
+from tuner.contract.measurement import Outcome
+from tuner.contract.probe import PointReply, ProbeReply
 from tuner.contract.tuned import TunedConfig
 from tuner.export.tuned import write
 from tuner.store.engine import parse_url, readable
@@ -49,28 +51,9 @@ def trained(tuner: RunTuner, folder: Path, asked: RunConfig, *more: str) -> str:
     return ran.err
 
 
-@pytest.mark.parametrize(
-    ("quality", "known"),
-    [
-        (QualityConfig(metric="acuracy"), "known: valid_fit"),
-        (QualityConfig(metric="raw_valid_fit"), "known: valid_fit"),
-        (
-            QualityConfig(metric="acuracy", weights=QualityWeights.RAW),
-            "as trained (quality.weights: raw); known: valid_fit",
-        ),
-    ],
-)
-def test_an_unknown_metric_is_found_before_the_training(
-    tuner: RunTuner, tmp_path: Path, quality: QualityConfig, known: str
-) -> None:
-    said = trained(tuner, tmp_path, config(quality=quality))
-    assert f"quality.metric: {quality.metric!r} is not among this workload's figures" in said
-    assert known in said
-
-
-def test_a_metric_that_would_never_be_measured_is_wrong_input(tuner: RunTuner, tmp_path: Path) -> None:
-    blind = config(quality=QualityConfig(metric="valid_fit"), cadence=Cadence(log_samples=64))
-    assert "would never be measured" in trained(tuner, tmp_path, blind)
+def test_an_unknown_metric_is_found_before_the_training(tuner: RunTuner, tmp_path: Path) -> None:
+    said = trained(tuner, tmp_path, config(quality=QualityConfig(metric="acuracy")))
+    assert "quality.metric: 'acuracy' is not among this workload's figures; known: valid_fit" in said
 
 
 def test_a_folder_that_cannot_be_written(tuner: RunTuner, tmp_path: Path) -> None:
@@ -99,7 +82,7 @@ def holder(folder: Path) -> Iterator[int]:
             held.kill()
 
 
-OTHERS = [
+OTHERS: list[tuple[str, dict[str, Any]]] = [
     ("seed", {"seed": 5}),
     ("options", {"options": {"width": 8}}),
     ("ema", {"ema": None}),
@@ -175,20 +158,12 @@ def test_a_locked_store_is_an_outage(tmp_path: Path) -> None:
             store.add_run(config(), "run")
 
 
-def test_a_run_whose_end_cannot_be_noted_is_told_all_the_same(tuner: RunTuner, tmp_path: Path) -> None:
-    """The toy takes the store away while it trains."""
-    (tmp_path / "jobs.py").write_text(
-        "from pathlib import Path\nfrom tests.toys import Toy\n"
-        "class Thief(Toy):\n"
-        "    def evaluate(self, model, batches):\n"
-        "        for path in Path('studies').iterdir(): path.unlink()\n"
-        "        Path('studies/studies.db').mkdir(exist_ok=True)\n"
-        "        return super().evaluate(model, batches)\n"
-    )
-    asked = config(workload="jobs:Thief")
-    write(tmp_path / "asked.yaml", TunedConfig(config=asked))
-    ran = tuner("train", "--config", "asked.yaml", "--allow-code", "--out", "run", "--json")
-    assert ran.code in (2, 75), ran.err
-    assert json.loads(ran.out)["samples"] == 256
-    assert "the run has ended well, but" in ran.err
-    assert "to have it noted: tuner train --config asked.yaml" in ran.err
+def test_the_end_of_a_run_is_told_where_it_cannot_be_noted(tmp_path: Path) -> None:
+    path = tmp_path / "store.db"
+    reply = ProbeReply(request_id="r", points=(PointReply(outcome=Outcome.OK),), seconds=1.0)
+    with StudyStore.open(f"sqlite:///{path}", lock_timeout_s=0.1) as store:
+        run = store.add_run(config(), "run")
+        with closing(sqlite3.connect(path)) as other:
+            other.execute("BEGIN IMMEDIATE")
+            assert isinstance(noted(store, run.id, reply), StoreOutage)
+        assert noted(store, run.id, reply) is None

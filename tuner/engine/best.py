@@ -117,12 +117,9 @@ class BestKeeper(Hook):
         name, known = self._quality.metric, set[str]()
         if self._metric in self._scores.history or (name in trivial and not self._raw):
             return
-        for look in (
-            lambda: evaluate(trainer, raw=self._raw, through=_first),
-            lambda: evaluate(trainer, raw=self._raw),
-        ):
+        for through in (_first, iter):
             with contextlib.suppress(Exception):  # an evaluation that fails will say so itself, when it is due
-                known |= look().keys()
+                known |= evaluate(trainer, raw=self._raw, through=through).keys()
             if name in known:
                 return
         if not self._raw:
