@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import importlib
-from typing import TYPE_CHECKING, Any
 
+TYPE_CHECKING = False  # typing is not imported: `python -m` looks for it in the current folder first
 if TYPE_CHECKING:
+    from typing import Any
+
     from tuner.search.public_sampler import TunerSampler as TunerSampler
 
 __version__ = "0.1.0"

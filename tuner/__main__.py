@@ -1,8 +1,16 @@
-"""The first moment of a command: a signal to stop is noted from here on, while the commands are still imported."""
+"""The first moment of a command: modules are looked for where they should be, and a signal to stop is noted, while the
+commands are still imported."""
 
 from __future__ import annotations
 
 import sys
+
+if __name__ == "__main__" and not sys.flags.safe_path:
+    del sys.path[0]  # `python -m` has put the current folder there: nothing of ours is looked for in it
+
+from tuner import importing
+
+importing.current_folder_last()
 
 from tuner import stopping
 

@@ -1,14 +1,21 @@
 """Words -> commands. Everything heavy is imported inside a command, so that `--help` answers at once.
 The only place that prints an error and exits.
 
-Exit codes: 0 done (a winner, or honestly no gain), 2 bad input, 3 failed or a false gain under --aa,
-75 stopped and resumable (or in use, with --no-wait), 130 Ctrl-C.
+Exit codes: docs/production.md.
 """
 
 from __future__ import annotations
 
 import contextlib
 import sys
+
+if __name__ == "__main__" and not sys.flags.safe_path:
+    del sys.path[0]  # `python -m` has put the current folder there: nothing of ours is looked for in it
+
+from tuner import importing
+
+importing.current_folder_last()
+
 from pathlib import Path
 from typing import Annotated
 

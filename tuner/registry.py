@@ -10,12 +10,12 @@ import difflib
 import importlib
 import inspect
 import re
-import sys
 import traceback
 from importlib.metadata import EntryPoint, entry_points
-from pathlib import Path
+from types import ModuleType
 from typing import Any
 
+from tuner import importing
 from tuner.contract.errors import WorkloadError
 
 GROUP = "tuner.workloads"
@@ -65,31 +65,54 @@ def check_name(name: str) -> None:
 
 
 def target(name: str) -> str:
-    """The `module:Class` behind `name`; `name` itself where it is not registered."""
-    return next((entry.value for entry in known_workloads() if entry.name == name), name)
+    """The `module:Class` behind `name`; `name` itself where it is not registered.
+
+    Shipped ones were once registered, and are written down in older files, as `workloads.gpt2.workload:Gpt2`.
+    """
+    known = known_workloads()
+    value = next((entry.value for entry in known if entry.name == name), name)
+    renamed = f"tuner.{value}"
+    return renamed if any(entry.value == renamed for entry in known) else value
 
 
 def load(name: str) -> type[Any]:
     """Import the workload class called `name`; worker side only, as this runs the user's code.
 
-    For `module:Class` the current directory is importable, as with `python -m`; a registered one comes from an
-    installed package, and nothing that lies in the current directory can take its place. Raises WorkloadError for an
-    unknown name, WorkloadImportError (with the user's traceback) when the import fails or what it names is no workload.
+    For `module:Class` the current directory is importable, after all that is installed; a registered one comes from
+    an installed package, and nothing that lies in the current directory can take its place. Raises WorkloadError for
+    an unknown name, WorkloadImportError (with the user's traceback) when the import fails or what it names is no
+    workload.
     """
     check_name(name)
-    module_name, _, attribute = target(name).partition(":")
     if ":" in name:
-        _make_importable(Path.cwd())
+        importing.look_here_last()
+    module_name, _, attribute = (name if ":" in name else target(name)).partition(":")
     try:
-        found: Any = importlib.import_module(module_name)
+        found: Any = _module(module_name, target(name).partition(":")[0])
     except (Exception, SystemExit) as error:
         summary = f"workload {name!r}: importing {module_name} failed: {type(error).__name__}: {error}"
-        raise WorkloadImportError(summary, _user_traceback(error)) from error
+        raise WorkloadImportError(summary + _hidden(name), _user_traceback(error)) from error
     for part in attribute.split("."):
         if not hasattr(found, part):
-            raise WorkloadImportError(f"workload {name!r}: {module_name} has no {attribute}{_classes_of(found)}")
+            has_none = f"workload {name!r}: {module_name} has no {attribute}{_classes_of(found)}"
+            raise WorkloadImportError(has_none + _hidden(name))
         found = getattr(found, part)
     return _checked(name, found)
+
+
+def _module(name: str, renamed: str) -> ModuleType:
+    """The module of that name, or where there is none, what a shipped one that was called so is called now."""
+    try:
+        return importlib.import_module(name)
+    except ModuleNotFoundError as error:
+        if renamed == name or not f"{name}.".startswith(f"{error.name}."):
+            raise
+        return importlib.import_module(renamed)
+
+
+def _hidden(name: str) -> str:
+    why = importing.hidden(name) if ":" in name else ""
+    return f"; {why}" if why else ""
 
 
 def _checked(name: str, found: Any) -> type[Any]:
@@ -101,11 +124,6 @@ def _checked(name: str, found: Any) -> type[Any]:
         listing = "; ".join(missing)
         raise WorkloadImportError(f"workload {name!r}: class {found.__name__} lacks what every workload has: {listing}")
     return found
-
-
-def _make_importable(folder: Path) -> None:
-    if str(folder) not in sys.path and "" not in sys.path:
-        sys.path.insert(0, str(folder))
 
 
 def _classes_of(module: Any) -> str:

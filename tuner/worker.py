@@ -21,10 +21,10 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from tuner import ranks, registry, stopping, zygote
+from tuner import importing, ranks, registry, stopping, zygote
 from tuner.contract.allowance import usable_cores
 from tuner.contract.base import parse_json
-from tuner.contract.errors import TunerError, WorkloadError
+from tuner.contract.errors import ConfigError, TunerError, WorkloadError
 from tuner.contract.measurement import Outcome
 from tuner.contract.probe import Event, Finished, PhaseEvent, PointReply, ProbeRequest
 
@@ -159,7 +159,7 @@ def _failure(error: BaseException, index: int) -> PointReply:
     outcome = Outcome.OOM_HOST if isinstance(error, MemoryError) else Outcome.CRASHED
     if isinstance(error, TunerError):
         detail = error.detail if isinstance(error, registry.WorkloadImportError) else ""
-        outcome = Outcome.BAD_INPUT if isinstance(error, WorkloadError) else outcome
+        outcome = Outcome.BAD_INPUT if isinstance(error, WorkloadError | ConfigError) else outcome
         return PointReply(index=index, outcome=outcome, message=str(error), detail=detail)
     detail = "".join(traceback.format_exception(error))
     return PointReply(index=index, outcome=outcome, message=f"{type(error).__name__}: {error}", detail=detail)
@@ -200,6 +200,7 @@ def _why_not_fork() -> str:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     words = _parser().parse_args(arguments)
+    importing.named_before_last()
     if words.serve:
         control = socket.socket(fileno=words.control_fd)
         nothing: dict[str, Any] = {"preloaded": [], "problems": {}, "unsafe": ""}

@@ -151,7 +151,7 @@ def test_workloads_are_known_without_tuner_being_installed(tmp_path: Path) -> No
     folder = gpu_preflight.register(tmp_path / "site")
     (found,) = distributions(path=[str(folder)])
     points = {point.name: point.value for point in found.entry_points if point.group == "tuner.workloads"}
-    assert points["gpt2"] == "workloads.gpt2.workload:Gpt2"
+    assert points["gpt2"] == "tuner.workloads.gpt2.workload:Gpt2"
     assert found.name == "tuner"
 
 

@@ -150,7 +150,7 @@ def test_without_the_option_the_message_tells_of_it() -> None:
     ended = PointReply(outcome=Outcome.OOM_HOST, message="no memory")
     text = advice(Settled(asked, asked), ended, words, out)
     assert "go on with a runner-up that needs less memory (2x8" in text
-    assert text.endswith("tuner train --config best.yaml --out 'my run' --allow-code --fallback")
+    assert text.endswith("tuner train --config best.yaml --allow-code --out 'my run' --fallback")
     leanest = with_fallbacks(Settled(asked, asked), asked.runner_ups[1], ())
     assert "no runner-up is left that needs less memory than 2x8" in advice(leanest, ended, words, out)
     assert not advice(leanest, ended.model_copy(update={"outcome": Outcome.CRASHED}), words, out)

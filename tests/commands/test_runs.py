@@ -48,7 +48,8 @@ def test_runs_are_listed_with_what_became_of_them_and_a_killed_one_is_told(
     runs.run(killed[:8], None, 20, url, as_json=False)
     told = capsys.readouterr().out
     assert "its process is gone without a word" in told
-    assert "go on     tuner train --workload tests.toys:Toy -o samples=256 -o sleep_s=0.01 --out run" in told
+    words = "--workload tests.toys:Toy --option samples=256 --option sleep_s=0.01 --out run"
+    assert f"go on     cd {tmp_path} && tuner train {words}" in told
     assert "▁" in told
     runs.run(killed, None, 20, url, as_json=True)
     whole = json.loads(capsys.readouterr().out)

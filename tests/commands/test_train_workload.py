@@ -38,7 +38,8 @@ def test_the_baseline_is_trained_and_held_against_no_learning(tuner: RunTuner, t
 def test_stopped_by_the_clock_it_says_the_same_words_again(tuner: RunTuner, tmp_path: Path) -> None:
     ran = tuner("train", "-w", "tests.toys:Toy", "-o", "sleep_s=0.05", "--max-minutes", "0.01", "--out", "a run")
     assert ran.code == 75, ran.err
-    assert "go on with: tuner train --workload tests.toys:Toy -o sleep_s=0.05 --out 'a run'" in ran.err
+    words = "--workload tests.toys:Toy --option sleep_s=0.05 --out 'a run' --max-minutes 0.01"
+    assert f"go on with: tuner train {words}" in ran.err
 
 
 @pytest.mark.parametrize(

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 import pytest
+from torch import nn
 
 from tests.engine.engine_toys import replies
 from tests.engine.judged_toys import Judged, scripted
 from tests.engine.test_figures_of_a_run import config, result_of, told, trained
-from tuner.contract.config import Cadence, QualityConfig, RunConfig
+from tests.toys import Toy
+from tuner.contract.config import Cadence, QualityConfig, QualityWeights, RunConfig
 from tuner.contract.measurement import Outcome
+from tuner.contract.probe import SAMPLES_REACHED
+from tuner.contract.workload import Batch, Trivial
 from tuner.engine.checkpoint import BEST, Checkpointer, load
 
 CADENCE = Cadence(log_samples=64, evaluate_samples=64, checkpoint_samples=128)
@@ -96,17 +101,57 @@ def test_a_kill_while_the_best_is_replaced_loses_neither(tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize("workload", [scripted(0.5), Judged])
-def test_an_unknown_metric_is_refused_with_the_known_ones(tmp_path: Path, workload: Any) -> None:
+def test_an_unknown_metric_is_refused_with_the_known_ones_before_the_training(tmp_path: Path, workload: Any) -> None:
     (reply,) = replies(trained(run(metric="auc"), tmp_path, workload))
-    assert reply.outcome is Outcome.CRASHED
+    assert (reply.outcome, reply.values[SAMPLES_REACHED]) == (Outcome.BAD_INPUT, 0)
     assert "quality.metric: 'auc' is not among this workload's figures" in reply.message
     known = "sharpness, valid_fit" if workload is Judged else "other, score"
     assert reply.message.endswith(f"known: {known}")
 
 
+def test_the_figures_of_the_weights_as_trained_are_named_where_they_decide(tmp_path: Path) -> None:
+    (reply,) = replies(trained(run(metric="auc", weights=QualityWeights.RAW), tmp_path))
+    assert (reply.outcome, reply.values[SAMPLES_REACHED]) == (Outcome.BAD_INPUT, 0)
+    assert reply.message.endswith("figures of the weights as trained (quality.weights: raw); known: valid_fit")
+
+
+class Late(Judged):
+    """No figure is known beforehand: none has a trivial value, and one batch has too few rows for `auc`."""
+
+    def trivial(self) -> Mapping[str, Trivial]:
+        return {}
+
+    def evaluate(self, model: nn.Module, batches: Iterable[Batch]) -> Mapping[str, float]:
+        rows = sum(len(batch["x"]) for batch in batches)
+        return {"accuracy": 0.5, **({"auc": 0.5} if rows > 8 else {})}
+
+
+@pytest.mark.parametrize("metric", ["accuracy", "auc", "sharpness"])
+def test_a_figure_that_shows_late_is_no_unknown_one(tmp_path: Path, metric: str) -> None:
+    result = result_of(trained(run(metric=metric), tmp_path, Late, max_samples=64))
+    assert result.samples == 64
+
+
+class FailsAtFirst(Toy):
+    """Its figures cannot be made of a model that has learned nothing."""
+
+    tries = 0
+
+    def evaluate(self, model: nn.Module, batches: Iterable[Batch]) -> Mapping[str, float]:
+        self.tries += 1
+        if self.tries <= 2:
+            raise ValueError("no positives yet")
+        return {"score": 0.5}
+
+
+def test_an_evaluation_that_fails_before_the_training_ends_nothing(tmp_path: Path) -> None:
+    assert result_of(trained(run(), tmp_path, FailsAtFirst, max_samples=64)).samples == 64
+
+
 def test_a_metric_that_would_never_be_measured_is_refused_at_once(tmp_path: Path) -> None:
     blind = config(cadence=Cadence(), quality=QualityConfig(metric="valid_fit"))
     (reply,) = replies(trained(blind, tmp_path))
+    assert reply.outcome is Outcome.BAD_INPUT
     assert "cadence.evaluate_samples" in reply.message
 
 

@@ -25,13 +25,13 @@ from tuner.contract.probe import NoticeEvent, ProbeKind, TrainPlan, TrainResult
 from tuner.engine import checkpoint, judging, tensor_file
 from tuner.engine.background import BackgroundWriter
 from tuner.engine.checkpoint import BEST, Checkpointer, CheckpointError, Snapshot
-from tuner.engine.run_lock import RunLock
 from tuner.engine.table import Table
+from tuner.run_lock import RunLock
 
 HOLDER = """
 import sys, time
 from pathlib import Path
-from tuner.engine.run_lock import RunLock
+from tuner.run_lock import RunLock
 with RunLock(Path(sys.argv[1])):
     print("held", flush=True)
     time.sleep(600)

@@ -18,7 +18,7 @@ from tuner.contract.config import Cadence
 from tuner.contract.errors import ConfigError
 from tuner.contract.own_files import replace_text, replacing
 from tuner.engine.checkpoint import Checkpointer, CheckpointError
-from tuner.engine.run_lock import RunLock
+from tuner.run_lock import RunLock
 
 SHORT = config(horizon_samples=128, cadence=Cadence(log_samples=64, checkpoint_samples=32))
 
@@ -127,7 +127,7 @@ def test_what_a_killed_writer_left_is_swept_at_the_next_start(tmp_path: Path, ot
 
 
 def test_nothing_is_swept_while_another_process_has_the_folder(tmp_path: Path) -> None:
-    code = "import sys; from pathlib import Path; from tuner.engine.run_lock import RunLock\n"
+    code = "import sys; from pathlib import Path; from tuner.run_lock import RunLock\n"
     code += "RunLock(Path(sys.argv[1])).acquire(); print('held', flush=True); input()"
     words = [sys.executable, "-c", code, str(tmp_path)]
     with subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as holder:

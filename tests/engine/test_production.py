@@ -162,7 +162,7 @@ def test_a_folder_of_another_run_is_refused(tmp_path: Path) -> None:
     trained(production(), tmp_path, max_samples=160)
     other = production(options={"width": 8, "samples": 200})
     (reply,) = replies(trained(other, tmp_path))
-    assert reply.outcome is Outcome.CRASHED
+    assert reply.outcome is Outcome.BAD_INPUT
     assert "checkpoints of another run" in reply.message
     assert "--out" in reply.message
     events = trained(production(micro_batch_size=16, accumulation_steps=1), tmp_path)

@@ -201,7 +201,7 @@ def test_the_raw_weights_can_decide_which_checkpoint_is_the_best(tmp_path: Path)
 
 def test_a_generated_figure_cannot_be_one_of_the_raw_weights(tmp_path: Path) -> None:
     (reply,) = replies(trained(judged_raw("sharpness"), tmp_path, Judged))
-    assert reply.outcome is Outcome.CRASHED
+    assert reply.outcome is Outcome.BAD_INPUT
     assert "quality.weights: raw" in reply.message
     assert reply.message.endswith("known: valid_fit")
 

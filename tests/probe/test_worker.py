@@ -65,7 +65,7 @@ def test_a_request_that_is_none_is_told_so() -> None:
     events, ran = one_shot('{"id": "x", "kind": "guess"}', "-")
     assert ran.returncode == 0
     (reply,) = (event for event in events if isinstance(event, PointReply))
-    assert reply.outcome is Outcome.CRASHED
+    assert reply.outcome is Outcome.BAD_INPUT
     assert "request: kind:" in reply.message
 
 

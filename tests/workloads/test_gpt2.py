@@ -209,7 +209,7 @@ def test_reduce_overhead_with_checkpointing_is_refused_and_not_tried(job: Gpt2) 
 class TestContract(WorkloadContract):
     """The suite every workload must pass, in this process and in real workers."""
 
-    workload = "workloads.gpt2.workload:Gpt2"
+    workload = "gpt2"
 
     @pytest.fixture(scope="class")
     @classmethod

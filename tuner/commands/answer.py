@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from types import TracebackType
+from typing import TYPE_CHECKING, Self
 
+from tuner import stopping
 from tuner.commands import console as speak
-from tuner.commands.setup import Job
+from tuner.commands.setup import Job, JobWords
+from tuner.commands.typed import typed
+from tuner.contract.errors import Stopped, StoreOutage
 from tuner.contract.probe import Event, ProgressEvent
 from tuner.contract.result import AaResult, OptimizeResult
 from tuner.contract.space import SearchSpace
@@ -56,6 +60,23 @@ def condition(space: SearchSpace, quality: QualityConstraint) -> str:
         f"{levers}; only if {quality.metric} after {quality.samples:,} samples is at most {quality.tolerance:g} worse, "
         f"over {quality.seeds} seeds"
     )
+
+
+class Farewell:
+    """Whoever loses the store of a search is told the `command` that goes on with it."""
+
+    def __init__(self, console: Console, command: str) -> None:
+        self._console = console
+        self.command = command
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        if isinstance(error, Stopped | StoreOutage) and not isinstance(
+            error, stopping.Interrupted
+        ):  # which says so itself
+            raise type(error)(f"{error}; go on with: {self.command}") from None
 
 
 class Remarks:
@@ -111,8 +132,28 @@ def tell_aa(console: Console, found: AaResult) -> None:
         )
 
 
+def next_steps(spec: StudySpec, config: str, storage: str | None, isolation: str) -> dict[str, str]:
+    """The commands that come after a search; `storage` and `isolation` as they were typed."""
+    own = {"storage": storage}
+    code = ":" in spec.workload or None  # what a file names is imported when the user says so
+    fresh = isolation if isolation != JobWords(spec.workload).isolation else None
+    return {
+        "train": typed("train", config=config, allow_code=code, isolation=fresh, **own),
+        "explain": typed("explain", config=config, **own),
+        "report": typed("report", spec.name, **own),
+        "browse": typed("dashboard", **own),
+    }
+
+
 def tell(
-    console: Console, spec: StudySpec, decision: Decision, promised: Promise | None, result: OptimizeResult
+    console: Console,
+    spec: StudySpec,
+    decision: Decision,
+    promised: Promise | None,
+    result: OptimizeResult,
+    *,
+    storage: str | None,
+    isolation: str,
 ) -> None:
     """The answer, for people."""
     console.print()
@@ -139,8 +180,8 @@ def tell(
         console.print(f"  note     {note}")
     if result.config_path:
         console.print(f"\nwritten  {result.config_path}")
-        console.print(f"train    tuner train --config {result.config_path}")
-        console.print(f"look     tuner report {spec.name}    tuner dashboard")
+        for name, command in next_steps(spec, result.config_path, storage, isolation).items():
+            console.print(f"{name:<9}{command}")
     console.print(
         f"took     {speak.clock(result.seconds['total'])}, {sum(result.probes.values())} measured points", style="dim"
     )

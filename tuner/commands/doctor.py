@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from tuner.commands import console as speak
 from tuner.commands import setup
+from tuner.commands.typed import first_study
 from tuner.contract.config import CompileMode
 from tuner.contract.errors import JobFailed, TunerError
 from tuner.contract.gpu import DeviceInfo, detected_profile
@@ -25,7 +26,7 @@ def run(storage: str | None, *, as_json: bool) -> None:
     if as_json:
         data = {"device": device.model_dump(mode="json"), "environment": described.environment.model_dump(mode="json")}
         speak.emit_json(json.dumps({**data, "profile": detected_profile(device).name, "store": store}, indent=2))
-    show(device, store, console)
+    show(device, store, first_study(storage), console)
     if device.problem:
         raise JobFailed(f"{device.problem} {device.advice or ''}".rstrip())
 
@@ -52,7 +53,7 @@ def store_state(storage: str | None) -> str:
         return str(error)
 
 
-def show(device: DeviceInfo, store: str, console: Console) -> None:
+def show(device: DeviceInfo, store: str, ready: str, console: Console) -> None:
     profile = detected_profile(device)
     lines = {
         "machine": f"{device.cpu_name}, {device.cores}, {speak.mib(device.host_bytes)} "
@@ -75,7 +76,7 @@ def show(device: DeviceInfo, store: str, console: Console) -> None:
         console.print(f"problem   {device.problem}", style="red")
         console.print(f"advice    {device.advice or ''}")
     else:
-        console.print("ready     tuner optimize --workload latent_cfg --gpu auto", style="green")
+        console.print(f"ready     {ready}", style="green")
 
 
 def _device(device: DeviceInfo) -> str:

@@ -10,6 +10,7 @@ from tuner.commands import console as speak
 from tuner.commands import setup
 from tuner.commands.export import known_study
 from tuner.commands.places import check_folder
+from tuner.commands.typed import first_study, typed
 from tuner.contract.config import RunConfig
 from tuner.contract.errors import ConfigError
 from tuner.contract.explanation import Change, ExplainResult
@@ -26,9 +27,9 @@ def run(study: str | None, config: Path | None, out: Path | None, storage: str |
     """Raises ConfigError for a study or a file that says nothing, JobFailed before the baseline was measured."""
     if out is not None:
         check_folder(out)
-    name, wanted = (study, None) if config is None else _from_file(study, config)
+    name, wanted = (study, None) if config is None else _from_file(study, config, storage)
     store = setup.open_for_reading(storage)
-    spec = known_study(store, name or _only(store))
+    spec = known_study(store, name or _only(store, storage))
     console = speak.make_console(as_json=as_json)
     rows, decision = store.readable_rows(spec.name), store.readable_decision(spec.name)
     setup.tell_problems(store, console)
@@ -44,7 +45,7 @@ def run(study: str | None, config: Path | None, out: Path | None, storage: str |
             console.print(f"written {path}")
 
 
-def _from_file(study: str | None, path: Path) -> tuple[str, RunConfig]:
+def _from_file(study: str | None, path: Path, storage: str | None) -> tuple[str, RunConfig]:
     """The study a configuration came from, and the configuration."""
     from tuner.export.tuned import load
 
@@ -53,16 +54,16 @@ def _from_file(study: str | None, path: Path) -> tuple[str, RunConfig]:
     if name is None:
         raise ConfigError(
             f"--config: {path} does not say which study it came from (it has no `provenance`); name it: "
-            f"tuner explain STUDY --config {path}"
+            + typed("explain", "STUDY", config=path, storage=storage)
         )
     return name, tuned.config
 
 
-def _only(store: StudyStore) -> str:
+def _only(store: StudyStore, storage: str | None) -> str:
     """The one study of the store, where none was named."""
     names = [summary.name for summary in store.studies()]
     if len(names) != 1:
-        known = ", ".join(names) or "none; make one: tuner optimize --workload latent_cfg --gpu auto"
+        known = ", ".join(names) or f"none; make one: {first_study(storage)}"
         raise ConfigError(f"explain: name a study, or --config best.GPU.yaml; known studies: {known}")
     return names[0]
 

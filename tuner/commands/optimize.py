@@ -18,6 +18,7 @@ from tuner.commands.places import check_file
 from tuner.commands.ranks import spread
 from tuner.commands.setup import Job, JobWords
 from tuner.commands.shipping import best_path, write_best
+from tuner.commands.typed import OPTION, retyped
 from tuner.commands.words import choice, count, rechecked, seconds, size_bytes
 from tuner.contract.base import NAME_PATTERN
 from tuner.contract.config import CompileMode, RunConfig
@@ -56,7 +57,7 @@ class SearchWords:
     study: str | None = None
     fresh: bool = False
     accept_new_data: bool = False
-    study_file: Path | None = None
+    study_file: Path | None = field(default=None, metadata={OPTION: "spec"})
     budget: str | None = None
     probes: int | None = None
     sampler: str = "staged"
@@ -93,12 +94,15 @@ def run(words: JobWords, search: SearchWords, *, as_json: bool) -> None:
     check(search)
     console = speak.make_console(as_json=as_json)
     stopping.listen()
-    stopping.ends_hard("the probe that was running", lambda: "Finished probes are stored; the same command goes on.")
     timing = Timing()
     runner = setup.make_runner(words.isolation, Trust.of(words.workload))
     held = ExitStack()
     try:
-        _run(words, search, runner, console, timing, held, as_json=as_json)
+        with answer.Farewell(console, retyped("optimize", words, search, fresh=search.fresh or None)) as farewell:
+            stopping.ends_hard(
+                "the probe that was running", lambda: f"Finished probes are stored; go on with: {farewell.command}"
+            )
+            _run(words, search, runner, console, timing, farewell, held, as_json=as_json)
     finally:
         runner.close()
         held.close()
@@ -110,6 +114,7 @@ def _run(
     runner: SubprocessRunner,
     console: Console,
     timing: Timing,
+    farewell: answer.Farewell,
     held: ExitStack,
     *,
     as_json: bool,
@@ -138,6 +143,7 @@ def _run(
     spec = open_study(store, spec, search)
     held.enter_context(turns.study(url, spec, console, wait=words.wait))
     timing.add("setup", time.monotonic() - timing.began)
+    farewell.command = retyped("optimize", words, search, study=spec.name)
     answer.introduce(spec, job, console)
     timing.add("prepare", setup.prepare(job, words.workload, runner, answer.Preparing(console)))
     measuring = same_data.MovedData(runner, spec)
@@ -157,7 +163,7 @@ def _run(
         raise StoreError(f"{error}{kept}") from None
     if as_json:
         speak.emit_json(plain_json(result))
-    answer.tell(console, spec, decision, promised, result)
+    answer.tell(console, spec, decision, promised, result, storage=search.storage, isolation=words.isolation)
     loop.note(decision)  # beside the answer, and after it: what may be in the way here must not keep it back
     if not spec.aa:
         write_pareto(url, spec, rows)

@@ -15,6 +15,7 @@ from tuner.commands import setup
 from tuner.commands.run_state import read_status, state_of
 from tuner.commands.sparkline import sparkline
 from tuner.commands.train_verdict import in_words, judge, quality
+from tuner.commands.typed import typed
 from tuner.contract.documents import read_bytes
 from tuner.contract.errors import ConfigError
 from tuner.contract.own_files import newest_checkpoint
@@ -53,13 +54,13 @@ def run(run_id: str | None, workload: str | None, limit: int, storage: str | Non
     console = speak.make_console(as_json=as_json)
     with setup.open_for_reading(storage) as store:
         if run_id is not None:
-            _show_one(_find(store, run_id), console, as_json=as_json)
+            _show_one(_find(store, run_id, storage), console, as_json=as_json)
         else:
-            _show_all(store, workload, limit, console, as_json=as_json)
+            _show_all(store, workload, limit, storage, console, as_json=as_json)
         setup.tell_problems(store, console)
 
 
-def _find(store: StudyStore, run_id: str) -> ProductionRun:
+def _find(store: StudyStore, run_id: str, storage: str | None) -> ProductionRun:
     found = store.runs_called(run_id)
     if len(found) == 1:
         return found[0]
@@ -68,11 +69,17 @@ def _find(store: StudyStore, run_id: str) -> ProductionRun:
     for name, why in store.problems.items():
         raise ConfigError(f"{name} cannot be read: {why}")
     newest, _ = store.newest_runs(5)
-    known = ", ".join(item.id for item in newest) or "none yet; make one: tuner train"
+    known = ", ".join(item.id for item in newest) or f"none yet; make one: {_first(storage)}"
     raise ConfigError(f"run {run_id!r} is not in the store {store.shown_url}; the newest are: {known}")
 
 
-def _show_all(store: StudyStore, workload: str | None, limit: int, console: Console, *, as_json: bool) -> None:
+def _first(storage: str | None) -> str:
+    return typed("train", workload="latent_cfg", storage=storage)
+
+
+def _show_all(
+    store: StudyStore, workload: str | None, limit: int, storage: str | None, console: Console, *, as_json: bool
+) -> None:
     def wanted(name: str) -> bool:
         return workload is None or workload in (name, setup.short_name(name))
 
@@ -83,12 +90,12 @@ def _show_all(store: StudyStore, workload: str | None, limit: int, console: Cons
         return
     if not lines:
         of = f" of {workload}" if workload else ""
-        console.print(f"no production runs{of} yet; make one: tuner train --config studies/latent_cfg/best.p100.yaml")
+        console.print(f"no production runs{of} yet; make one: {_first(storage)}")
         return
     console.print(columns(HEADS), style="bold")
     for line in lines:
         console.print(columns(cells(line)), style=STYLES.get(line.status))
-    for text in footnotes(lines, more):
+    for text in footnotes(lines, more, storage):
         console.print(text, style="dim")
 
 
@@ -200,13 +207,16 @@ def cells(line: RunLine) -> tuple[str, ...]:
     )
 
 
-def footnotes(lines: Sequence[RunLine], more: int) -> list[str]:
+def footnotes(lines: Sequence[RunLine], more: int, storage: str | None = None) -> list[str]:
     notes = [
         "samples/s; the deviation is beyond the host's own drift where that is known; peak: reached of promised",
         "verdict: kept = within the promised interval; above = faster than it; below = slower, the promise is not kept",
     ]
-    if any(line.resumable for line in lines):
-        notes.append("what has stopped, failed or died with a checkpoint goes on with its own command: tuner runs RUN")
+    if left := [line.run for line in lines if line.resumable]:
+        shows = typed("runs", left[0], storage=storage)
+        notes.append(
+            f"what has stopped, failed or died with a checkpoint goes on with its own command, as shown by: {shows}"
+        )
     if more:
         notes.append(f"{more:,} older ones are not shown; --limit {len(lines) + more} shows all")
     return notes

@@ -5,12 +5,12 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from importlib.util import find_spec
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tuner.commands.encodings import written_down
+from tuner.commands.typed import OPTION
 from tuner.contract.base import Scalar, parse
 from tuner.contract.config import RunConfig
 from tuner.contract.documents import load_document, read_file
@@ -21,6 +21,7 @@ from tuner.contract.space import SearchSpace
 from tuner.contract.study import StudyFile, Tier
 from tuner.contract.trust import REGISTERED, Trust
 from tuner.contract.workload import WorkloadInfo
+from tuner.importing import shipped
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -40,7 +41,7 @@ class JobWords:
     workload: str
     preset: str | None = None
     data: Path | None = None
-    options: tuple[str, ...] = ()
+    options: tuple[str, ...] = field(default=(), metadata={OPTION: "option"})
     isolation: str = "forkserver"
     wait: bool = True
     """For who uses the device or the study; False = refuse."""
@@ -205,9 +206,8 @@ def load_study_file(workload: str, given: Path | None) -> StudyFile:
 def study_files(workload: str) -> list[Path]:
     """Where the workload's study file may lie. Those shipped are for the registered workloads alone: somebody's class
     may be called as one of them."""
-    found = find_spec("studies") if ":" not in workload else None
-    shipped = [Path(place) for place in (found.submodule_search_locations or [])] if found else []
-    return [folder / short_name(workload) / "study.yaml" for folder in (Path("studies"), *shipped)]
+    folders = [Path("studies"), *([] if ":" in workload else [Path(shipped("studies"))])]
+    return [folder / short_name(workload) / "study.yaml" for folder in folders]
 
 
 def check_asked(file: StudyFile, workload: str, source: str) -> None:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from tuner.commands import console as speak
 from tuner.commands import setup
 from tuner.commands.live import HEADS, columns, row_text
+from tuner.commands.typed import first_study
 from tuner.contract.errors import ConfigError
 from tuner.store.store import StudyStore
 
@@ -20,20 +21,20 @@ def run(study: str | None, probes: bool, storage: str | None, *, as_json: bool) 
     store = setup.open_for_reading(storage)
     console = speak.make_console(as_json=as_json)
     if study is None:
-        _all(store, console, as_json=as_json)
+        _all(store, storage, console, as_json=as_json)
     else:
         _one(store, study, probes, console, as_json=as_json)
     setup.tell_problems(store, console)
 
 
-def _all(store: StudyStore, console: Console, *, as_json: bool) -> None:
+def _all(store: StudyStore, storage: str | None, console: Console, *, as_json: bool) -> None:
     found = store.studies()
     if as_json:
         listed = [{"study": item.name, "probes": item.probes, "decision": item.decision} for item in found]
         speak.emit_json(json.dumps({"studies": listed}, indent=2))
         return
     if not found and not store.problems:
-        console.print("no studies yet; make one: tuner optimize --workload latent_cfg --gpu auto")
+        console.print(f"no studies yet; make one: {first_study(storage)}")
     for item in found:
         console.print(f"{item.name:<40} {item.probes:>4} points   {item.decision or 'unfinished'}")
 

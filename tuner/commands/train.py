@@ -3,6 +3,7 @@ and at the end holds the promise against what was reached."""
 
 from __future__ import annotations
 
+import contextlib
 import time
 from contextlib import ExitStack
 from pathlib import Path
@@ -20,16 +21,19 @@ from tuner.commands.train_fallback import advice, gone_on, next_leaner
 from tuner.commands.train_progress import RunProgress, introduce
 from tuner.commands.train_verdict import judge, quality, verdict
 from tuner.commands.train_words import TrainWords, check_words
+from tuner.commands.typed import from_anywhere
 from tuner.contract.config import RunConfig
-from tuner.contract.errors import JobFailed, Stopped
-from tuner.contract.fingerprint import Fingerprint
+from tuner.contract.documents import load_document, load_json, read_file
+from tuner.contract.errors import ConfigError, JobFailed, Stopped, StoreError
+from tuner.contract.fingerprint import DATA_FILE, MOST_KEPT, Fingerprint, RunData, compare
 from tuner.contract.measurement import Outcome
-from tuner.contract.own_files import refuse_links
+from tuner.contract.own_files import newest_checkpoint, refuse_links
 from tuner.contract.probe import STOPPED_EARLY, ProbeKind, ProbeLimits, ProbeReply, ProbeRequest, Stage, TrainPlan
-from tuner.contract.production import RunStatus
+from tuner.contract.production import CONFIG_FILE, RunStatus
 from tuner.contract.result import TrainResultJson, plain_json
 from tuner.contract.trust import Trust
 from tuner.contract.tuned import TunedConfig
+from tuner.run_lock import RunLock
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -62,6 +66,7 @@ def run(words: TrainWords, *, as_json: bool) -> None:
         refuse_foreign(out)
         stopping.ends_hard("what was trained since the newest checkpoint", lambda: kept_words(out, words.again(out)))
         data = learns_from(tuned, words, out, console)
+        check_run_folder(out, tuned.config, data)
         tuned, said = spread_tuned(tuned, words.nproc)
         if said:
             console.print(said)
@@ -70,7 +75,8 @@ def run(words: TrainWords, *, as_json: bool) -> None:
         settled = gone_on(settle(tuned, words, out, runner, console), out, console)
         began = time.monotonic()
         while True:
-            reply, result = attempt(settled, words.after(time.monotonic() - began), out, data, store, runner, console)
+            left = words.after(time.monotonic() - began)
+            reply, result, unnoted = attempt(settled, left, words.again(out), out, data, store, runner, console)
             leaner = next_leaner(settled, reply.points[0], out, console) if words.fallback else None
             if leaner is None:
                 break
@@ -79,33 +85,48 @@ def run(words: TrainWords, *, as_json: bool) -> None:
         runner.close()
         held.close()
     finish(reply, result, settled, words, out, console, as_json=as_json)
+    if unnoted is not None:
+        raise type(unnoted)(f"the run has ended well, but {unnoted}; to have it noted: {words.again(out)}")
 
 
 def attempt(
     settled: Settled,
     words: TrainWords,
+    again: str,
     out: Path,
     data: tuple[Fingerprint, ...],
     store: StudyStore,
     runner: SubprocessRunner,
     console: Console,
-) -> tuple[ProbeReply, TrainResultJson | None]:
-    """One configuration's part of the run, from the folder's newest checkpoint on, noted in the store."""
+) -> tuple[ProbeReply, TrainResultJson | None, StoreError | None]:
+    """One configuration's part of the run, from the folder's newest checkpoint on, noted in the store; what came of it,
+    and why its end could not be noted."""
     tuned = settled.tuned
     asked = as_request(tuned.config, words, out, data)
     runner.admit(asked)
     introduce(tuned, goal(tuned.config, words), out, console)
     study = tuned.provenance.study if tuned.provenance else None
     recorded = store.add_run(tuned.config, written_down(out, "--out"), study=study, promise=tuned.promise)
-    request = introduced(asked, settled, recorded.id, words.again(out))
+    request = introduced(asked, settled, recorded.id, from_anywhere(again))
     with marked(out, recorded.id):
         with RunProgress(console, goal(tuned.config, words)) as progress:
             reply = with_kept(runner.run(request, progress.listen), out)
         close_status(out, recorded.id, reply)
         result = judge(tuned, reply, recorded.id, out)
-        store.finish_run(recorded.id, status(reply), reply.train_result)
+        unnoted = noted(store, recorded.id, reply)
+    if unnoted is not None:
+        console.print(f"  warning: {unnoted}", style="yellow")
     led_here = {"confirmed": settled.confirmed, "fallbacks": settled.fallbacks}
-    return reply, result.model_copy(update=led_here) if result is not None else None
+    return reply, result.model_copy(update=led_here) if result is not None else None, unnoted
+
+
+def noted(store: StudyStore, run_id: str, reply: ProbeReply) -> StoreError | None:
+    """What hours of training came to is told even where the store is out of reach by then."""
+    try:
+        store.finish_run(run_id, status(reply), reply.train_result)
+    except StoreError as error:
+        return error
+    return None
 
 
 def from_file(path: Path, trust: Trust) -> TunedConfig:
@@ -131,6 +152,21 @@ def learns_from(tuned: TunedConfig, words: TrainWords, out: Path, console: Conso
     same_data.check_run(out, tuned.config.options, data, accept=words.accept_new_data)
     same_data.tell_of_tuning(tuned, data, console)
     return data
+
+
+def check_run_folder(out: Path, config: RunConfig, data: tuple[Fingerprint, ...]) -> None:
+    """What the worker would find out at its start, before anything is measured for this run. Raises ConfigError for a
+    folder that another process writes, or that holds another run."""
+    with RunLock(out):
+        saved = None
+        with contextlib.suppress(ConfigError):
+            saved = load_document(RunConfig, read_file(out / CONFIG_FILE), CONFIG_FILE)
+        if saved is None or not newest_checkpoint(out):
+            return
+        kept = load_json(RunData, out / DATA_FILE, MOST_KEPT)
+        same = compare(kept.data, data).same if kept is not None else frozenset()
+        if other := config.another_run(saved, same):
+            raise ConfigError(f"--out: {out} holds checkpoints of another run ({other}); give this run its own")
 
 
 def goal(config: RunConfig, words: TrainWords) -> int:
@@ -196,4 +232,4 @@ def finish(
     for line in (*verdict(result, settled.tuned.promise), *quality(result, settled.tuned.config)):
         console.print(line)
     if not result.finished:
-        raise Stopped(f"{result.reason}; go on with: {words.again(Path(result.out_dir))}")
+        raise Stopped(f"{result.reason}; go on with: {words.again(out)}")

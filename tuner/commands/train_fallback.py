@@ -74,7 +74,7 @@ def advice(settled: Settled, point: PointReply, words: TrainWords, out: Path) ->
     config = settled.tuned.config
     found = _choice(settled, point)
     if found is not None and not words.fallback:
-        return f"\ngo on with a runner-up that needs less memory ({found[0].label}): {words.again(out)} --fallback"
+        return f"\ngo on with a runner-up that needs less memory ({found[0].label}): {words.again(out, fallback=True)}"
     tried = f" (tried: {', '.join(step.ended.label for step in settled.fallbacks)})" if settled.fallbacks else ""
     return (
         f"\nno runner-up is left that needs less memory than {config.label}{tried}; tune again with --memory-cap, or "

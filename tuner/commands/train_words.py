@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import shlex
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from importlib.util import find_spec
 from pathlib import Path
 
 from tuner.commands.setup import JobWords
+from tuner.commands.typed import OPTION, retyped
 from tuner.contract.errors import ConfigError
 from tuner.contract.trust import Trust
 
@@ -20,7 +20,7 @@ class TrainWords:
     """The run as typed: by a file, or by a workload, whose baseline is then trained."""
 
     config: Path | None = None
-    job: JobWords | None = None
+    job: JobWords | None = field(default=None, metadata={OPTION: ""})
     out: Path | None = None
     fresh: bool = False
     accept_new_data: bool = False
@@ -30,7 +30,7 @@ class TrainWords:
     background_checkpoints: bool = False
     confirm: bool | None = None
     """None = only where the file was measured on another device."""
-    confirm_s: float = 5.0
+    confirm_s: float = field(default=5.0, metadata={OPTION: "confirm_seconds"})
     fallback: bool = False
     nproc: int | None = None
     """Ranks; None = as many as the configuration names."""
@@ -58,24 +58,10 @@ class TrainWords:
             return self
         return replace(self, max_hours=None, max_minutes=max(LEAST_S, self.max_seconds - spent_s) / 60)
 
-    @property
-    def source(self) -> str:
-        """The options that name the job, to be typed again."""
-        if self.job is None:
-            return f"--config {self.config}"
-        words = ["--workload", self.job.workload]
-        words += ["--preset", self.job.preset] if self.job.preset else []
-        words += ["--data", str(self.job.data)] if self.job.data else []
-        words += [word for option in self.job.options for word in ("-o", option)]
-        return shlex.join(words)
-
-    def again(self, out: Path) -> str:
+    def again(self, out: Path, **changes: object) -> str:
         """The command that goes on with the run in `out`."""
-        flags = (" --tensorboard" if self.tensorboard else "") + (" --allow-code" if self.allow_code else "")
-        flags += {None: "", True: " --confirm", False: " --no-confirm"}[self.confirm]
-        flags += " --fallback" if self.fallback else ""
-        flags += f" --nproc {self.nproc}" if self.nproc else ""
-        return f"tuner train {self.source} --out {shlex.quote(str(out))}{flags}"
+        given = (self,) if self.job is None else (self.job, self)
+        return retyped("train", *given, **{"out": out, **changes})
 
 
 def job_words(

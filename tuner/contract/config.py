@@ -6,6 +6,7 @@ Durations are counted in samples, so nothing changes its meaning when the batch 
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from enum import StrEnum
 from typing import Self
 
@@ -164,6 +165,14 @@ class QualityConfig(Given):
     """`raw`: the weights as trained decide, not their average (which is evaluated too). Without `ema` both are one."""
 
 
+SAME_RUN = ("workload", "options", "ema", "seed", "optimizer.name")
+"""What a resumed run may not change: its checkpoints would belong to another run."""
+
+
+def _plain(value: object) -> str:
+    return repr(value.model_dump(mode="json") if isinstance(value, Given) else value)
+
+
 class RunConfig(Given):
     workload: str = Field(pattern=r"^[A-Za-z0-9_.-]{1,128}(:[A-Za-z_][A-Za-z0-9_.]{0,127})?$")
     """A registered name, or `module:Class`."""
@@ -193,6 +202,17 @@ class RunConfig(Given):
     @property
     def effective_batch_size(self) -> int:
         return self.micro_batch_size * self.accumulation_steps * self.world_size
+
+    def another_run(self, saved: RunConfig, placed: Collection[str] = ()) -> str:
+        """What makes the run of `saved` another one than this, in words; empty where this goes on with it. `placed`:
+        options that name data, which were compared by content: where they lie is no part of what they are."""
+        before, now = ({**dict(config), "optimizer.name": config.optimizer.name.value} for config in (saved, self))
+        before["options"] = {
+            **saved.options,
+            **{name: self.options.get(name) for name in placed if name in saved.options},
+        }
+        key = next((key for key in SAME_RUN if before[key] != now[key]), None)
+        return f"{key} was {_plain(before[key])}, is now {_plain(now[key])}" if key else ""
 
     @property
     def judges_raw(self) -> bool:

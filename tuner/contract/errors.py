@@ -2,7 +2,8 @@
 
 TunerError                 exit code 2: the input is wrong, the message says where and what to do
  +-- ConfigError           a value in YAML, JSON or an option breaks a rule
- +-- StoreError            the study store is locked, corrupt, unreachable or of a newer schema
+ +-- StoreError            the study store is corrupt, of a newer schema, or is no store
+ |    +-- StoreOutage        exit code 75: it is locked, full or out of reach; the same command goes on once it is back
  +-- WorkloadError         a workload cannot be found, imported, or prepared from the data given
  +-- JobFailed             exit code 3: the work was started and failed
  +-- Busy                  exit code 75: somebody else uses what is needed, and --no-wait was given; try again later
@@ -24,6 +25,12 @@ class ConfigError(TunerError):
 
 class StoreError(TunerError):
     """The store cannot be used as it is; nothing in it was changed."""
+
+
+class StoreOutage(StoreError):
+    """The store is sound as far as anybody knows, and cannot be used now."""
+
+    exit_code = 75
 
 
 class WorkloadError(TunerError):

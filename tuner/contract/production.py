@@ -42,7 +42,7 @@ class ProductionRun(Frozen):
     result: TrainResult | None = None
 
 
-STATUS_FILE = "status.json"
+STATUS_FILE, CONFIG_FILE = "status.json", "config.yaml"
 
 
 class LiveStatus(Frozen):

@@ -30,7 +30,7 @@ class Trust:
         if not self.allows(workload):
             raise ConfigError(
                 f"{source}: it names code to import ({workload}), and nothing that a file names is imported unasked; "
-                "if you trust it, say so with `tuner train --allow-code`"
+                "if you trust it, say so with --allow-code"
             )
 
 

@@ -6,11 +6,14 @@ checkpoint says its own manifest, so one that is better is never overwritten by 
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import math
-from collections.abc import Callable, Mapping, Sequence
+import tempfile
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from tuner.contract.config import QualityConfig, RunConfig
@@ -19,6 +22,8 @@ from tuner.contract.fingerprint import Fingerprint
 from tuner.contract.probe import NoticeEvent
 from tuner.engine.checkpoint import Checkpointer, CheckpointError
 from tuner.engine.hooks import Emit, Hook
+from tuner.engine.judging import assess, evaluate
+from tuner.engine.loader import TensorBatch
 from tuner.engine.scores import RAW, Origin, Scores, is_better
 from tuner.engine.step import StepResult
 from tuner.engine.trainer import Trainer
@@ -124,6 +129,23 @@ class BestKeeper(Hook):
         text = f"the best checkpoint so far is of other data or another metric: kept as {kept}, and counted anew"
         self._emit(NoticeEvent(level="warning", text=text))
 
+    def check_metric(self, trainer: Trainer, trivial: Iterable[str]) -> None:
+        """Raises ConfigError, before hours are spent, for a metric that is not among the workload's figures. One batch
+        tells most of them; a figure that it does not give is looked for in all of them."""
+        name, known = self._quality.metric, set[str]()
+        if self._metric in self._scores.history or (name in trivial and not self._raw):
+            return
+        for through in (_first, iter):
+            with contextlib.suppress(Exception):  # an evaluation that fails will say so itself, when it is due
+                known |= evaluate(trainer, raw=self._raw, through=through).keys()
+            if name in known:
+                return
+        if not self._raw:
+            with contextlib.suppress(Exception), tempfile.TemporaryDirectory(prefix="tuner-assess-") as folder:
+                known |= assess(trainer, Path(folder)).keys()
+        if known and name not in known:
+            raise self._unknown(known)
+
     def after_step(self, trainer: Trainer, result: StepResult) -> None:
         """Nothing: figures come through `see`."""
 
@@ -139,12 +161,15 @@ class BestKeeper(Hook):
     def _miss(self, origin: Origin) -> None:
         self._expected.discard(origin)
         if not self._expected and self._metric not in self._scores.history:
-            names = sorted(name.removeprefix(RAW) for name in self._scores.history if name.startswith(RAW) == self._raw)
-            of_raw = " of the weights as trained (quality.weights: raw)" if self._raw else ""
-            raise ConfigError(
-                f"quality.metric: {self._quality.metric!r} is not among this workload's figures{of_raw}; "
-                f"known: {', '.join(names)}"
-            )
+            names = [name.removeprefix(RAW) for name in self._scores.history if name.startswith(RAW) == self._raw]
+            raise self._unknown(names)
+
+    def _unknown(self, names: Iterable[str]) -> ConfigError:
+        of_raw = " of the weights as trained (quality.weights: raw)" if self._raw else ""
+        return ConfigError(
+            f"quality.metric: {self._quality.metric!r} is not among this workload's figures{of_raw}; "
+            f"known: {', '.join(sorted(names))}"
+        )
 
     def _beats_the_kept(self, value: float) -> bool:
         higher = self._quality.higher_is_better
@@ -162,6 +187,12 @@ class BestKeeper(Hook):
         if self._course.exhausted and trainer.stop_reason is None:
             self.ended = f"ended early: {self._course}"
             trainer.stop(self.ended)
+
+
+def _first(batches: Iterator[TensorBatch]) -> Iterator[TensorBatch]:
+    for batch in batches:
+        yield batch
+        return
 
 
 def judged_name(config: RunConfig) -> str:

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 import torch
 
-from tuner.contract.errors import TunerError, WorkloadError
+from tuner.contract.errors import ConfigError, TunerError, WorkloadError
 from tuner.contract.measurement import Outcome
 
 DETAIL_CHARS = 6000
@@ -54,7 +54,7 @@ def classify(error: BaseException) -> tuple[Outcome, str]:
         (Outcome.CONTENDED, _first(chain, Disturbed)),
         (Outcome.UNSUPPORTED, _first(chain, Unsupported)),
         (Outcome.DIVERGED, _first(chain, Diverged)),
-        (Outcome.BAD_INPUT, _first(chain, WorkloadError)),
+        (Outcome.BAD_INPUT, _first(chain, (WorkloadError, ConfigError))),
         (Outcome.LOADER_ERROR, _first(chain, LoaderFailed) or next(filter(_is_loader, chain), None)),
         (Outcome.CRASHED, _first(chain, TunerError)),
         (Outcome.COMPILE_ERROR, next(filter(_is_compile, chain), None)),
@@ -113,7 +113,9 @@ def _chain(error: BaseException) -> Iterator[BaseException]:
         waiting += [item.__cause__, item.__context__, getattr(item, "inner_exception", None)]
 
 
-def _first(chain: list[BaseException], kind: type[BaseException]) -> BaseException | None:
+def _first(
+    chain: list[BaseException], kind: type[BaseException] | tuple[type[BaseException], ...]
+) -> BaseException | None:
     return next((item for item in chain if isinstance(item, kind)), None)
 
 

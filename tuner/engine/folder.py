@@ -7,6 +7,7 @@ import contextlib
 import importlib.util
 import json
 import os
+import shlex
 import subprocess
 from datetime import UTC, datetime
 from importlib import metadata
@@ -20,10 +21,11 @@ from tuner.contract.documents import load_json, write_mapping
 from tuner.contract.fingerprint import DATA_FILE, MOST_KEPT, RunData
 from tuner.contract.own_files import replace_text
 from tuner.contract.probe import TrainPlan
+from tuner.contract.production import CONFIG_FILE
 from tuner.contract.result import plain_json
 from tuner.engine.device import environment
 
-CONFIG, ENVIRONMENT, PROMISE = "config.yaml", "environment.json", "promise.json"
+ENVIRONMENT, PROMISE = "environment.json", "promise.json"
 PACKAGES = ("torch", "numpy", "safetensors", "pydantic", "diffusers", "transformers", "tensorboard")
 GIT_S = 5.0
 """A repository on a slow disk must not hold up a run."""
@@ -35,9 +37,9 @@ def write_documents(config: RunConfig, plan: TrainPlan, device: torch.device, re
     """Say in the folder what runs here from now on. Raises OSError."""
     out = Path(plan.out_dir)
     comment = "The configuration of this run, as it was started last. Go on with it:\n" + (
-        plan.command or f"tuner train --config {out / CONFIG} --out {out}"
+        plan.command or _command(config, out)
     )
-    replace_text(out / CONFIG, write_mapping(config.model_dump(mode="json"), comment))
+    replace_text(out / CONFIG_FILE, write_mapping(config.model_dump(mode="json"), comment))
     replace_text(out / DATA_FILE, run_data(out).resumed(plan.data, resumed_from).model_dump_json(indent=1) + "\n")
     place = _with_earlier(out, _place(config, plan, device, resumed_from))
     replace_text(out / ENVIRONMENT, json.dumps(place, indent=2) + "\n")
@@ -50,6 +52,12 @@ def write_documents(config: RunConfig, plan: TrainPlan, device: torch.device, re
 def run_data(out: Path) -> RunData:
     """What the run in `out` has learned from; nothing is known of a run without such a file. Raises ConfigError."""
     return load_json(RunData, out / DATA_FILE, MOST_KEPT) or RunData()
+
+
+def _command(config: RunConfig, out: Path) -> str:
+    """What goes on with a run that no command has started."""
+    code = ["--allow-code"] if ":" in config.workload else []
+    return shlex.join(["tuner", "train", "--config", str(out / CONFIG_FILE), "--out", str(out), *code])
 
 
 def _place(config: RunConfig, plan: TrainPlan, device: torch.device, resumed_from: int) -> dict[str, Any]:

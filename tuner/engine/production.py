@@ -39,16 +39,14 @@ from tuner.engine.judging import Evaluator, Pictures, sum_up, trivial_figures
 from tuner.engine.memory import PeakMemory
 from tuner.engine.meter import FIRST_STEPS, buffered_steps, round_steps
 from tuner.engine.onlookers import Onlookers
-from tuner.engine.run_lock import RunLock
 from tuner.engine.scores import Origin, Scores
 from tuner.engine.stall import StallWatch
 from tuner.engine.trainer import Trainer
 from tuner.engine.watch import LiveWatch
+from tuner.run_lock import RunLock
 
 BROKEN_BY_SIGNAL = (Outcome.CRASHED, Outcome.LOADER_ERROR, Outcome.COMPILE_ERROR)
 """A helper process that a signal to the whole group ended makes the run fail: that is the signal's doing."""
-FIXED = ("workload", "options", "ema", "seed")
-"""What a resumed run may not change: the checkpoint would belong to another run."""
 _LESS_MEMORY = " A configuration with less memory (a runner-up in the same YAML) is advised."
 ADVICE = {
     Outcome.OOM_DEVICE: _LESS_MEMORY,
@@ -139,7 +137,8 @@ class Production:
         self._resumed_from = 0
 
     def go(self) -> TrainResult:
-        """Raises what the workload raises, Diverged, ConfigError for a folder of another run, CheckpointError."""
+        """Raises what the workload raises, Diverged, ConfigError for a folder of another run and for a quality metric
+        that nobody gives, CheckpointError."""
         self._out.mkdir(parents=True, exist_ok=True)
         self._lock.acquire()
         self._phases.enter("build")
@@ -147,6 +146,9 @@ class Production:
         trainer = self._build()
         self._resume(trainer)
         self._scores.restore(trainer.samples)
+        if self._best is not None and trainer.rank.leads:
+            with self._phases.during("evaluate"):
+                self._best.check_metric(trainer, self._trivial)
         goal = self.goal
         if trainer.rank.leads:
             self._onlookers.begin(goal, trainer.samples, lambda: self._reference.seconds)
@@ -238,16 +240,12 @@ class Production:
 
     def _compare(self, saved: RunConfig) -> None:
         """Raises ConfigError when the folder holds another run; tells which settings have changed."""
+        if other := self._config.another_run(saved, self._learned.same):
+            raise ConfigError(
+                f"{self._out}: holds checkpoints of another run ({other}); give this run a folder of its own with --out"
+            )
         before, now = saved.model_dump(mode="json"), self._config.model_dump(mode="json")
-        before["optimizer.name"], now["optimizer.name"] = saved.optimizer.name, self._config.optimizer.name
-        for name in self._learned.same:  # where the data lie is no part of what they are
-            before["options"][name] = now["options"][name]
-        for key in (*FIXED, "optimizer.name"):
-            if before[key] != now[key]:
-                raise ConfigError(
-                    f"{self._out}: holds checkpoints of another run ({key} was {before[key]!r}, is now {now[key]!r}); "
-                    "give this run a folder of its own with --out"
-                )
+        before["options"] |= {name: now["options"].get(name) for name in self._learned.same}
         changed = [key for key in now if before[key] != now[key]]
         if changed:
             text = f"resuming with other settings than the checkpoint's: {', '.join(changed)}"

@@ -16,7 +16,7 @@ LOSS = "loss"
 _PLAIN = (
     "loss: it returned a plain tensor, which is taken as the mean over the micro-batch's samples. For a mean over "
     'anything else (tokens, unmasked cells) return {"loss": Term(sum=..., weight=...)}; '
-    "`tuner probe --kind equivalence` shows whether it matters"
+    "a probe of kind equivalence (`tuner probe --help`) shows whether it matters"
 )
 
 

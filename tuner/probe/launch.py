@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 import re
 import select
 import signal
-import site
 import socket
 import subprocess
 import sys
@@ -24,7 +22,9 @@ import psutil
 from tuner import stopping
 from tuner.contract.allowance import usable_cores
 from tuner.contract.awake import TURN_S, AwakeClock
+from tuner.importing import worker_paths
 from tuner.probe.log import Log
+from tuner.probe.verdict import log_tail
 from tuner.zygote import CLEANUP_S, PACKET
 
 MARK = "TUNER_WORKER_HOST"
@@ -33,6 +33,10 @@ LOOK_S = 0.5
 FARE_WELL_S = 8.0
 """How long a closed host may take to end its probe and itself before it is killed."""
 
+LONGEST_WORDS = 400
+"""Letters of a host's last words."""
+
+_ERROR = re.compile(r"[A-Za-z_][\w.]*(Error|Exception|Exit|Interrupt)\b|Fatal Python error")
 _SECRET = re.compile(r"PASSW|SECRET|PGPASS|MYSQL_PWD|^TUNER_STORAGE|^OPTUNA_STORAGE|^DATABASE_URL", re.IGNORECASE)
 _URL_WITH_PASSWORD = re.compile(r"^[a-z][a-z0-9+.-]*://(\S*:\S+@|\S*[?&][^=\s]*pass[^=\s]*=)", re.IGNORECASE)
 
@@ -55,9 +59,9 @@ def worker_environment(base: Mapping[str, str], cache_dir: Path, threads: int) -
     Store URLs and passwords are left out. glibc's malloc thresholds are raised, so that a large batch is not mapped
     and unmapped at every step; they decide up to a third of a step's time on a CPU. OpenBLAS gets one thread: its
     pool would start at import, and only a process with one thread may fork. Asking whether there is a GPU goes
-    through NVML, as CUDA itself must not be touched before a fork. The current directory is not on Python's path:
-    a file called torch.py that lies there must not become ours; `tuner.registry.load` adds it for `module:Class`.
-    Inductor knows of no CPU quota and would compile in a process per core of the host.
+    through NVML, as CUDA itself must not be touched before a fork. The current directory is not on Python's path
+    (see `tuner.importing`); `tuner.registry.load` adds it, as the last one, for `module:Class`. Inductor knows of no
+    CPU quota and would compile in a process per core of the host.
     """
     kept = {
         key: value for key, value in base.items() if not _SECRET.search(key) and not _URL_WITH_PASSWORD.match(value)
@@ -73,28 +77,21 @@ def worker_environment(base: Mapping[str, str], cache_dir: Path, threads: int) -
         "TUNER_CACHE": str(cache_dir),
         "HF_HUB_OFFLINE": base.get("HF_HUB_OFFLINE", "1"),
         "PYTORCH_NVML_BASED_CUDA_CHECK": "1",
-        "PYTHONSAFEPATH": "1",
-        "PYTHONPATH": os.pathsep.join(filter(None, (base.get("PYTHONPATH"), *_own_place()))),
+        **worker_paths(base),
         "PYTHONUNBUFFERED": "1",
         "PYTHONIOENCODING": "utf-8:backslashreplace",  # of the log; what a workload prints must not end its run
         "MPLBACKEND": "Agg",
     }
 
 
-def _own_place() -> tuple[str, ...]:
-    """The folder this package lies in, where it is no installed one: a plain checkout is on the path of its parent
-    process alone."""
-    here = str(Path(__file__).resolve().parents[2])
-    return () if here in site.getsitepackages() else (here,)
-
-
 class Host:
     """One serving process: with `preload` it has imported the workload's modules, without it nothing."""
 
-    def __init__(self, process: subprocess.Popen[bytes], control: socket.socket, mark: str) -> None:
+    def __init__(self, process: subprocess.Popen[bytes], control: socket.socket, mark: str, log: Path) -> None:
         self._process = process
         self.control = control
         self._mark = mark
+        self._log = log
         self.preloaded: list[str] = []
         self.problems: dict[str, str] = {}
         self.unsafe = ""
@@ -104,7 +101,7 @@ class Host:
     def start(cls, environment: Mapping[str, str], log: Path, *, preload: str, timeout_s: float) -> Host:
         """Start a host and wait until it is ready. Raises HostLost and Interrupted; nothing is left running then."""
         with Log(log) as output:
-            host = cls._started(environment, output.fileno(), preload)
+            host = cls._started(environment, output.fileno(), preload, log)
             try:
                 ready = host._await("ready", timeout_s, output.bound)
             except BaseException:
@@ -114,7 +111,7 @@ class Host:
         return host
 
     @classmethod
-    def _started(cls, environment: Mapping[str, str], output: int, preload: str) -> Host:
+    def _started(cls, environment: Mapping[str, str], output: int, preload: str, log: Path) -> Host:
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         mark = uuid.uuid4().hex
         command = [sys.executable, "-m", "tuner.worker", "--serve", "--control-fd", str(theirs.fileno())]
@@ -131,7 +128,7 @@ class Host:
                     start_new_session=True,
                 )
             on_failure.pop_all()
-        return cls(process, ours, mark)
+        return cls(process, ours, mark, log)
 
     def begin(self, request: int, reply: int, log: int, timeout_s: float = 30.0) -> int:
         """Fork a probe that reads descriptor `request` and writes `reply` and `log`; its pid. Raises HostLost and
@@ -139,7 +136,7 @@ class Host:
         try:
             socket.send_fds(self.control, [json.dumps({"do": "probe"}).encode()], [request, reply, log])
         except OSError as error:
-            raise HostLost(f"the worker host cannot be reached: {error.strerror}") from None
+            raise HostLost(f"the worker host cannot be reached: {error.strerror}{self._last_words()}") from None
         self.leader = int(self._await("started", timeout_s)["pid"])
         return self.leader
 
@@ -218,11 +215,21 @@ class Host:
         try:
             packet = self.control.recv(PACKET)
         except OSError as error:
-            raise HostLost(f"the worker host cannot be reached: {error.strerror}") from None
+            raise HostLost(f"the worker host cannot be reached: {error.strerror}{self._last_words()}") from None
         if not packet:
-            raise HostLost("the worker host has ended")
+            raise HostLost(f"the worker host has ended{self._last_words()}")
         word: dict[str, Any] = json.loads(packet)
         return word
+
+    def _last_words(self) -> str:
+        """How the host ended, and the line of its log that says most; empty where it has said nothing and lives."""
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self._process.wait(1.0)
+        code = self._process.returncode
+        lines = [line.strip() for line in log_tail(self._log).splitlines() if line.strip()]
+        errors = [line for line in lines if _ERROR.match(line)]
+        told = "" if code is None else f" ({f'signal {-code}' if code < 0 else f'exit code {code}'})"
+        return told + "".join(f": {line[:LONGEST_WORDS]}" for line in (errors or lines)[-1:])
 
 
 def marked_processes(mark: str) -> list[psutil.Process]:

@@ -20,7 +20,7 @@ from sqlalchemy import URL, Connection, Engine, create_engine, event, make_url
 from sqlalchemy.exc import ArgumentError, DBAPIError, NoSuchModuleError, SQLAlchemyError
 from sqlalchemy.pool import NullPool, StaticPool
 
-from tuner.contract.errors import StoreError
+from tuner.contract.errors import StoreError, StoreOutage
 
 LOCK_TIMEOUT_S = 60.0
 _CONNECT_TIMEOUT_S = 10
@@ -30,6 +30,16 @@ _HIDDEN = "***"
 _SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]{0,40}")
 _SECRET = re.compile(r"pass|pwd|secret|token|key|credential", re.IGNORECASE)
 """Names of what a URL says after its question mark, and nobody may read."""
+_OUTAGE = re.compile(
+    r"is locked|lock timeout|timeout expired|timed out|statement timeout|disk is full|no space left|disk I/O error"
+    r"|connection refused|server closed|connection (is|was|has been) (lost|closed|reset)|broken pipe|SSL SYSCALL"
+    r"|terminating connection|starting up|shutting down|in recovery|too many (clients|connections)|connection slots"
+    r"|no route to host|network is unreachable",
+    re.IGNORECASE,
+)
+"""What a database says that will be there again. A refused connection is taken for a server that is down."""
+_MISTYPED = re.compile(r"resolve|translate host|does not exist|authentication failed|no password", re.IGNORECASE)
+"""What only another URL can mend."""
 _DAMAGED = "the file is damaged ({}); nothing in it was changed. Restore a copy, or move it away"
 
 
@@ -78,6 +88,13 @@ def shown(url: URL) -> str:
     """The URL for people, its password hidden wherever it stands."""
     hidden = {key: _HIDDEN for key in url.query if _SECRET.search(key)}
     return url.update_query_dict(hidden).render_as_string(hide_password=True).replace(quote(_HIDDEN), _HIDDEN)
+
+
+def as_typed(text: str) -> str:
+    """The URL in `text`, for people: as it is, or with its password hidden where it holds one. Raises StoreError."""
+    url = parse_url(text)
+    secret = url.password is not None or any(_SECRET.search(key) for key in url.query)
+    return shown(url) if secret else text
 
 
 def full(url: URL) -> str:
@@ -231,7 +248,7 @@ def _wait_for(handle: int, url: URL, deadline: float) -> None:
             return
         except BlockingIOError:
             if time.monotonic() > deadline:
-                raise StoreError(f"{shown(url)}: another process has been setting the store up for too long") from None
+                raise StoreOutage(f"{shown(url)}: another process has been setting the store up for too long") from None
             time.sleep(0.02)
         except OSError:
             return  # a file system without locks: the tables are still made in one transaction
@@ -239,11 +256,18 @@ def _wait_for(handle: int, url: URL, deadline: float) -> None:
 
 @contextmanager
 def readable_errors(url: URL, lock_timeout_s: float = LOCK_TIMEOUT_S) -> Iterator[None]:
-    """Turns database errors into StoreError: one line with the store's name and the reason."""
+    """Turns database errors into StoreError, or StoreOutage: one line with the store's name and the reason."""
     try:
         yield
     except (SQLAlchemyError, sqlite3.Error, OSError) as error:
-        raise StoreError(explain(error, url, lock_timeout_s)) from None
+        raise readable(error, url, lock_timeout_s) from None
+
+
+def readable(error: Exception, url: URL, lock_timeout_s: float = LOCK_TIMEOUT_S) -> StoreError:
+    """What a database error means for a user."""
+    text = str(getattr(error, "orig", None) or error)
+    passes = _OUTAGE.search(text) is not None and _MISTYPED.search(text) is None
+    return (StoreOutage if passes else StoreError)(explain(error, url, lock_timeout_s))
 
 
 def explain(error: Exception, url: URL, lock_timeout_s: float = LOCK_TIMEOUT_S) -> str:

@@ -19,7 +19,7 @@ from sqlalchemy.exc import DBAPIError, IntegrityError, InterfaceError, Operation
 
 from tuner.contract.base import Frozen, parse_json
 from tuner.contract.config import RunConfig
-from tuner.contract.errors import StoreError, TunerError
+from tuner.contract.errors import StoreError, StoreOutage, TunerError
 from tuner.contract.measurement import Outcome
 from tuner.contract.probe import ProbeReply, ProbeRequest, ProbeRow, TrainResult
 from tuner.contract.production import ProductionRun, RunStatus
@@ -302,16 +302,16 @@ class StudyStore:
                 time.sleep(_FIRST_PAUSE_S * 2**attempt)
         raise AssertionError("unreachable")
 
-    def _spooled(self, item: Spooled, error: DBAPIError) -> StoreError:
+    def _spooled(self, item: Spooled, error: DBAPIError) -> StoreOutage:
         why = explain(error, self._url, self._lock_timeout_s)
         try:
             path = self._spool.put(item)
         except OSError as second:
-            return StoreError(
+            return StoreOutage(
                 f"store unreachable ({why}), and the result could not be spooled to {self._spool.folder} "
                 f"either: {second.strerror}. It is lost; the same command measures it again"
             )
-        return StoreError(
+        return StoreOutage(
             f"store unreachable, result spooled to {path} ({why}). The same command delivers it once the store is back"
         )
 

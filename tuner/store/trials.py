@@ -26,10 +26,10 @@ from tuner.contract.study import StudySpec
 from tuner.store.engine import (
     LOCK_TIMEOUT_S,
     engine_options,
-    explain,
     full,
     make_engine,
     parse_url,
+    readable,
     readable_errors,
     setup_lock,
     shown,
@@ -84,7 +84,7 @@ def _optuna_errors(url: URL, lock_timeout_s: float) -> Iterator[None]:
         yield
     except StorageInternalError as error:
         cause = error.__cause__ if isinstance(error.__cause__, Exception) else error
-        raise StoreError(explain(cause, url, lock_timeout_s)) from None
+        raise readable(cause, url, lock_timeout_s) from None
 
 
 @contextmanager

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from workloads.gpt2.tokens import Texts
+from .tokens import Texts
 
 
 class TextDataset(Dataset[Mapping[str, Tensor]]):

@@ -17,7 +17,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from tuner.contract.errors import WorkloadError
-from workloads.gpt2.rows import Parts, Report, Rows, halves, hashed, same_text
+
+from .rows import Parts, Report, Rows, halves, hashed, same_text
 
 SKIPPED = {
     "__pycache__", "dist-packages", "distutils", "ensurepip", "idlelib", "lib-dynload", "lib2to3", "site-packages",

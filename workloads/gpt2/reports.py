@@ -8,7 +8,7 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from workloads.gpt2.metrics import Floats, Scores, roc
+from .metrics import Floats, Scores, roc
 
 SHOWN_CURVES = 20
 

@@ -11,10 +11,11 @@ from typing import Literal, cast
 from tuner.contract.base import Scalar
 from tuner.contract.config import Cadence
 from tuner.contract.errors import WorkloadError
-from workloads.gpt2.docstrings import Docstrings
-from workloads.gpt2.rows import Source
-from workloads.gpt2.tables import PlainText, Table, text_file
-from workloads.gpt2.tokens import tokenizer_files
+
+from .docstrings import Docstrings
+from .rows import Source
+from .tables import PlainText, Table, text_file
+from .tokens import tokenizer_files
 
 Task = Literal["classify", "lm"]
 Padding = Literal["bucket", "fixed"]

@@ -18,7 +18,8 @@ from tuner.prepared import file_digest
 from tuner.readers import table_file
 from tuner.readers.table_file import SPLITS, Row, TableFile, plain_name
 from tuner.readers.text import read_text
-from workloads.gpt2.rows import VALID_SHARE, Parts, Report, Rows, same_text, split
+
+from .rows import VALID_SHARE, Parts, Report, Rows, same_text, split
 
 TEXT_NAMES = ("text", "comment", "comment_text")
 CATEGORY, SPLIT, GROUP = "label", "split", "group"

@@ -23,7 +23,8 @@ from torch import Tensor
 from tuner.contract.errors import WorkloadError
 from tuner.contract.workload import Progress, Split
 from tuner.prepared import ensure, file_digest
-from workloads.gpt2.rows import Rows, Source
+
+from .rows import Rows, Source
 
 CODE_VERSION = 2
 """Raised whenever the same texts would give other tokens."""

@@ -39,9 +39,10 @@ from tuner.contract.config import (
     ScheduleKind,
 )
 from tuner.contract.workload import Batch, Progress, Split, Term, Trivial, WorkloadInfo
-from workloads.gpt2.dataset import TextDataset
-from workloads.gpt2.metrics import Floats, Scores, score
-from workloads.gpt2.model import (
+
+from .dataset import TextDataset
+from .metrics import Floats, Scores, score
+from .model import (
     Classifier,
     Decoder,
     LanguageModel,
@@ -52,9 +53,9 @@ from workloads.gpt2.model import (
     load_weights,
     token_losses,
 )
-from workloads.gpt2.reports import draw_curves, labelled_text, write_scores, write_text
-from workloads.gpt2.settings import Settings
-from workloads.gpt2.tokens import Tokens, load_tokens
+from .reports import draw_curves, labelled_text, write_scores, write_text
+from .settings import Settings
+from .tokens import Tokens, load_tokens
 
 MICRO_BATCH = 32
 WORKERS, PREFETCH = 4, 2

@@ -11,9 +11,10 @@ import torch
 from torch import Tensor, nn
 
 from tuner.contract.workload import Batch
-from workloads.graph.cache import Table
-from workloads.graph.judge import Judged, errors_of
-from workloads.graph.masking import fixed_hidden
+
+from .cache import Table
+from .judge import Judged, errors_of
+from .masking import fixed_hidden
 
 EXAMPLES = 4
 """Windows in a picture of reconstructions."""

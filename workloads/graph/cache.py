@@ -20,9 +20,10 @@ from torch import Tensor
 from tuner import prepared
 from tuner.contract.errors import WorkloadError
 from tuner.contract.workload import Progress
-from workloads.graph.attention import band_mask, edge_index
-from workloads.graph.data import Segment, SensorSource, training_rows
-from workloads.graph.masking import measure_need
+
+from .attention import band_mask, edge_index
+from .data import Segment, SensorSource, training_rows
+from .masking import measure_need
 
 NAME = "graph"
 GRAPH_VERSION, TABLE_VERSION = 1, 1

@@ -10,8 +10,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from tuner.contract.workload import Batch, Trivial
-from workloads.graph.data import Windows
-from workloads.graph.masking import fixed_hidden
+
+from .data import Windows
+from .masking import fixed_hidden
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from tuner.contract.config import Cadence, LossBands
-from workloads.graph.model import Sizes
+
+from .model import Sizes
 
 TINY_NOTE = (
     "tiny is a rehearsal: the same recordings, graph and losses on windows of 64 steps (the watch at 10 Hz), with a"

@@ -20,7 +20,8 @@ from tuner.contract.base import printable
 from tuner.contract.errors import WorkloadError
 from tuner.readers.listing import Listing, content_digest, listed, passed_over
 from tuner.readers.table_file import CSV, PARQUET, TSV, TableFile
-from workloads.graph.data import MAX_CHANNELS, Report, Segment, downsample
+
+from .data import MAX_CHANNELS, Report, Segment, downsample
 
 SUFFIXES = (CSV, TSV, PARQUET)
 MEMORY_SHARE = 0.4

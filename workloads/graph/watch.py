@@ -18,7 +18,8 @@ import torch
 from torch import Tensor
 
 from tuner.contract.errors import WorkloadError
-from workloads.graph.data import Report, Segment, downsample
+
+from .data import Report, Segment, downsample
 
 FILE = Path("data/watch_dataset.npy")
 SHA256 = "eb122f23cdf06ef6bd6c6c5312958ec5cf9d038e2e6d457b8081662c75a42537"

@@ -29,10 +29,11 @@ from tuner.contract.base import Scalar
 from tuner.contract.config import OptimizerConfig, OptimizerName, QualityConfig, RunConfig, ScheduleConfig, ScheduleKind
 from tuner.contract.errors import WorkloadError
 from tuner.contract.workload import Batch, Progress, Split, Term, Trivial, WorkloadInfo
-from workloads.graph import assess
-from workloads.graph.attention import BandAttention
-from workloads.graph.cache import Table, WindowGraph, ensure_graph, ensure_table
-from workloads.graph.data import (
+
+from . import assess
+from .attention import BandAttention
+from .cache import Table, WindowGraph, ensure_graph, ensure_table
+from .data import (
     SensorSource,
     WindowDataset,
     Windows,
@@ -40,12 +41,12 @@ from workloads.graph.data import (
     cut_windows,
     refuse_unusable,
 )
-from workloads.graph.judge import Judged, judge, majority_by_segment, trivial_figures
-from workloads.graph.masking import draw_hidden
-from workloads.graph.model import GraphNet, Sizes
-from workloads.graph.presets import PRESETS
-from workloads.graph.sensor_table import SensorTable
-from workloads.graph.watch import WatchRecordings
+from .judge import Judged, judge, majority_by_segment, trivial_figures
+from .masking import draw_hidden
+from .model import GraphNet, Sizes
+from .presets import PRESETS
+from .sensor_table import SensorTable
+from .watch import WatchRecordings
 
 SIZE_OPTIONS = {
     "hidden_channels": (4, 1024),

@@ -10,10 +10,10 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from workloads.latent_cfg.cache import Latents
-from workloads.latent_cfg.classifier import answers
-from workloads.latent_cfg.judge import Judge, Nearest, nearest_training
-from workloads.latent_cfg.pictures import GREEN, PLAIN, RED, write_grid
+from .cache import Latents
+from .classifier import answers
+from .judge import Judge, Nearest, nearest_training
+from .pictures import GREEN, PLAIN, RED, write_grid
 
 GRID_ROWS, GRID_COLUMNS = 12, 8
 Show = Callable[[Tensor], Tensor]

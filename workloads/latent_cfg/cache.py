@@ -20,11 +20,12 @@ from torch import Tensor
 from tuner import prepared
 from tuner.contract.errors import WorkloadError
 from tuner.contract.workload import Progress
-from workloads.latent_cfg.classifier import Classifier, train_classifier
-from workloads.latent_cfg.data import Labelled, PictureSource
-from workloads.latent_cfg.judge import Judge, measure_held_out
-from workloads.latent_cfg.latent_file import LatentFile
-from workloads.latent_cfg.vae import CHANNELS, FACTOR, KlVae, VaeSpec, encode_all, quality, to_float, train_vae
+
+from .classifier import Classifier, train_classifier
+from .data import Labelled, PictureSource
+from .judge import Judge, measure_held_out
+from .latent_file import LatentFile
+from .vae import CHANNELS, FACTOR, KlVae, VaeSpec, encode_all, quality, to_float, train_vae
 
 NAME = "latent_cfg"
 VAE_VERSION, LATENTS_VERSION, JUDGE_VERSION = 1, 1, 1

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from workloads.latent_cfg.classifier import Classifier, answers
+from .classifier import Classifier, answers
 
 NEIGHBOURS = 50
 NEAR_QUANTILE = 0.01

@@ -19,7 +19,8 @@ from torch import Tensor
 
 from tuner.contract.errors import WorkloadError
 from tuner.readers.listing import content_digest
-from workloads.latent_cfg.data import Labelled, held_out
+
+from .data import Labelled, held_out
 
 SUFFIXES = (".safetensors", ".npz")
 KEYS = ("latents", "labels")

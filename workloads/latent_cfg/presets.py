@@ -6,7 +6,8 @@ import math
 from dataclasses import dataclass
 
 from tuner.contract.config import Cadence, LossBands
-from workloads.latent_cfg.vae import VaeSpec
+
+from .vae import VaeSpec
 
 EMA_HALF_LIFE = round(math.log(0.5) / math.log(0.9995) * 16)
 """0.9995 a step at 16 samples a step, counted in samples: 22,173."""

@@ -26,14 +26,15 @@ from tuner.contract.base import Scalar
 from tuner.contract.config import EmaConfig, OptimizerConfig, QualityConfig, RunConfig
 from tuner.contract.errors import WorkloadError
 from tuner.contract.workload import Batch, Progress, Split, Term, Trivial, WorkloadInfo
-from workloads.latent_cfg import assess
-from workloads.latent_cfg.cache import LatentCache, Latents, Source
-from workloads.latent_cfg.data import ClassFolders, WatchRecordings
-from workloads.latent_cfg.latent_file import SUFFIXES, LatentFile
-from workloads.latent_cfg.model import Denoiser, guided, per_sample_loss, sample_latents
-from workloads.latent_cfg.pictures import false_colours, write_grid
-from workloads.latent_cfg.presets import EMA_HALF_LIFE, PRESETS
-from workloads.latent_cfg.vae import FACTOR
+
+from . import assess
+from .cache import LatentCache, Latents, Source
+from .data import ClassFolders, WatchRecordings
+from .latent_file import SUFFIXES, LatentFile
+from .model import Denoiser, guided, per_sample_loss, sample_latents
+from .pictures import false_colours, write_grid
+from .presets import EMA_HALF_LIFE, PRESETS
+from .vae import FACTOR
 
 OPTIONS = ("preset", "data", "dim", "vae_steps", "guidance", "sample_steps")
 EVALUATION_SEED = 1 << 20

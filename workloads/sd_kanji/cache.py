@@ -16,8 +16,9 @@ from tuner.contract.errors import WorkloadError
 from tuner.contract.workload import Progress, Split
 from tuner.prepared import ensure
 from tuner.readers.pictures import refuse_equal
-from workloads.sd_kanji.data import Item, Source
-from workloads.sd_kanji.tokens import PromptTokenizer, TokenSpec
+
+from .data import Item, Source
+from .tokens import PromptTokenizer, TokenSpec
 
 CODE_VERSION = 1
 """Raised whenever the same data would give other pictures or tokens."""

@@ -19,7 +19,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tuner.contract.errors import WorkloadError
-from workloads.sd_kanji.strokes import draw, strokes_of
+
+from .strokes import draw, strokes_of
 
 STROKES, MEANINGS = ("kanjivg", "20260714"), ("jamdict-data", "1.5")
 """Package and version that the default data are defined by."""

@@ -16,7 +16,8 @@ from tuner.prepared import file_digest
 from tuner.readers.listing import content_digest
 from tuner.readers.pictures import SUFFIXES, read_picture
 from tuner.readers.table_file import Row, TableFile
-from workloads.sd_kanji.data import Item, held_out, normal
+
+from .data import Item, held_out, normal
 
 TABLES = ("metadata.jsonl", "metadata.csv")
 COLUMNS = ("file_name", "text")

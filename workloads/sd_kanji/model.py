@@ -20,8 +20,9 @@ from torch.nn import functional
 
 from tuner import randomness
 from tuner.contract.errors import WorkloadError
-from workloads.sd_kanji.cache import to_float
-from workloads.sd_kanji.tokens import TokenSpec
+
+from .cache import to_float
+from .tokens import TokenSpec
 
 TIMESTEPS = 1000
 BETAS = (1e-4, 2e-2)

@@ -5,8 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from tuner.contract.config import LossBands
-from workloads.sd_kanji.model import Sizes
-from workloads.sd_kanji.tokens import ALL_MERGES, CLIP_LENGTH, TokenSpec
+
+from .model import Sizes
+from .tokens import ALL_MERGES, CLIP_LENGTH, TokenSpec
 
 CLIP_TOKENS = TokenSpec(merges=ALL_MERGES, length=CLIP_LENGTH)
 

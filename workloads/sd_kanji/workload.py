@@ -31,13 +31,14 @@ from tuner.contract.base import Scalar
 from tuner.contract.config import Cadence, EmaConfig, OptimizerConfig, OptimizerName, QualityConfig, RunConfig
 from tuner.contract.errors import WorkloadError
 from tuner.contract.workload import SAMPLE_SEED, Batch, Progress, Split, Term, Trivial, WorkloadInfo
-from workloads.sd_kanji.cache import Prepared, PromptPictures, Side, prepare, to_float
-from workloads.sd_kanji.data import Kanji, Source
-from workloads.sd_kanji.folder import ImageFolder
-from workloads.sd_kanji.model import KanjiDiffusion, Losses, Sizes, alpha_bar, generate, spread_timesteps
-from workloads.sd_kanji.pictures import Row, match_shares, write_rows
-from workloads.sd_kanji.presets import CLIP_TOKENS, PRESETS
-from workloads.sd_kanji.tokens import PromptTokenizer
+
+from .cache import Prepared, PromptPictures, Side, prepare, to_float
+from .data import Kanji, Source
+from .folder import ImageFolder
+from .model import KanjiDiffusion, Losses, Sizes, alpha_bar, generate, spread_timesteps
+from .pictures import Row, match_shares, write_rows
+from .presets import CLIP_TOKENS, PRESETS
+from .tokens import PromptTokenizer
 
 OPTIONS = (
     "preset", "data", "text_encoder", "prompts", "guidance", "sample_steps", "unet_width", "text_layers",
