@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import signal
 import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -28,7 +29,11 @@ LOCKS = "TUNER_LOCKS"
 
 def pytest_configure() -> None:
     """Each parallel test process keeps to a core of its own: two thread pools on the same cores only spin. And it has
-    devices of its own to lock, so that the processes of different tests do not wait for each other."""
+    devices of its own to lock, so that the processes of different tests do not wait for each other. What nohup or a
+    shell's background made this process ignore is not ignored in the commands under test."""
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     os.environ[LOCKS] = tempfile.mkdtemp(prefix="tuner-locks-")
     worker = os.environ.get("PYTEST_XDIST_WORKER", "")
     cores = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []

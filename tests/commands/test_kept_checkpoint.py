@@ -66,4 +66,4 @@ def test_a_killed_rank_s_run_names_its_checkpoint(tuner: RunTuner, tmp_path: Pat
     assert ran.code == 3
     assert "crashed: rank" in ran.err
     assert "The checkpoint step-000000000128 is kept." in ran.err
-    assert f"go on with: tuner train --config {file.name} --out run --allow-code --nproc 2" in ran.err
+    assert f"go on with: tuner train --config {file.name} --out run --nproc 2 --allow-code" in ran.err

@@ -34,4 +34,4 @@ def test_a_folder_that_cannot_be_made_is_named(tuner: RunTuner, tmp_path: Path) 
     (tmp_path / "file").write_text("")
     ran = tuner("probe", "-w", TOY, "--profile", "--out", "file/folder")
     assert ran.code == 2
-    assert "--out: file/folder cannot be made" in ran.err
+    assert "--out: file/folder cannot be written" in ran.err

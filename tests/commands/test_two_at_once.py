@@ -123,10 +123,10 @@ def test_the_same_search_started_twice_is_made_once(tuner: RunTuner, tmp_path: P
     """The second neither measures beside the first nor fails its running trial; then it has nothing left to do."""
     first = start(tmp_path, cache, *OPTIMIZE)
     wait_for_rows(tmp_path, "toy-default-cpu", 1)
+    second = start(tmp_path, cache, *OPTIMIZE)
     refused = tuner(*OPTIMIZE, "--no-wait")
     assert refused.code == 75
     assert f"process {first.pid} (tuner optimize -w {TOY}, study toy-default-cpu, since " in refused.err
-    second = start(tmp_path, cache, *OPTIMIZE)
     outs = [process.communicate(timeout=200) for process in (first, second)]
     assert [first.returncode, second.returncode] == [0, 0], outs
     assert f"waiting: the CPU of this host is used by process {first.pid} " in outs[1][0]

@@ -56,7 +56,7 @@ def test_both_points_of_the_probe_get_the_answer() -> None:
 
 def test_equivalence_needs_equal_batches() -> None:
     found = replies(answer(ProbeKind.EQUIVALENCE, toy_config(), toy_config(accumulation_steps=4)))
-    assert all(reply.outcome is Outcome.CRASHED for reply in found)
+    assert all(reply.outcome is Outcome.BAD_INPUT for reply in found)
     assert "same effective batch size" in found[0].message
 
 

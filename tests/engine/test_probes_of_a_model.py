@@ -136,7 +136,7 @@ def test_each_of_several_profiles_gets_a_folder_of_its_own(tmp_path: Path) -> No
 
 def test_a_profile_without_a_folder_names_the_option() -> None:
     reply = only(toy_config(), kind=ProbeKind.PROFILE)
-    assert reply.outcome is Outcome.CRASHED
+    assert reply.outcome is Outcome.BAD_INPUT
     assert reply.message.startswith("out_dir: ")
 
 

@@ -212,7 +212,7 @@ def test_a_path_that_can_be_none_is_told_in_one_line(typed: str, tuner: RunTuner
 def test_no_secret_of_a_url_is_printed(url: str, tuner: RunTuner) -> None:
     for words in (("show",), ("runs", "--json"), ("train", "-w", "tests.toys:Toy", "--out", "run")):
         ran = tuner(*words, "--storage", url, timeout_s=60)
-        assert ran.code == 2, ran.err
+        assert ran.code in (2, 75), ran.err
         assert len(ran.err.splitlines()) == 1
         for secret in ("hunter2", "ter2", "h%75nter2"):
             assert secret not in ran.err + ran.out, words

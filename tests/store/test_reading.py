@@ -236,7 +236,7 @@ SECRETS = [
 @pytest.mark.parametrize("url", SECRETS)
 def test_no_part_of_a_password_is_printed(tuner: RunTuner, url: str) -> None:
     ran = tuner("show", "--storage", url, timeout_s=60)
-    assert ran.code == 2
+    assert ran.code in (2, 75), "a server that is down may come back"
     assert len(ran.err.splitlines()) == 1
     for part in ("hun", "ter2", "er2", "%40x"):
         assert part not in ran.err.replace("%40 (", "")

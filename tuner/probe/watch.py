@@ -16,6 +16,7 @@ from tuner.contract.probe import (
     Event,
     Finished,
     Listener,
+    NoticeEvent,
     PhaseEvent,
     PointReply,
     ProbeKind,
@@ -172,7 +173,8 @@ class Watch:
         except ValidationError:
             self._note_garbage(line)
             return
-        self._clock.last_sign = self._now()
+        if not (self._asked_by and isinstance(event, NoticeEvent)):  # what is stuck may still be talked about
+            self._clock.last_sign = self._now()
         self._note(event)
         self._listener(event)
 
