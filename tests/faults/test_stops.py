@@ -113,6 +113,11 @@ def training(start: Start, name: str, *words: str, before: Sequence[str] = ()) -
     return running
 
 
+def wait_until_stuck(running: Running) -> None:
+    assert eventually(lambda: running.samples() > STUCK_FROM - 32)
+    time.sleep(1)  # from the line of the log into the data set
+
+
 ALL = ("command", "host", "run", "loader")
 
 
@@ -175,7 +180,7 @@ def test_under_nohup_a_closed_terminal_stops_nothing(start: Start) -> None:
 
 def test_a_second_ctrl_c_says_what_is_lost(start: Start) -> None:
     running = training(start, "StuckData")
-    assert eventually(lambda: bool(list((running.folder / "run" / "checkpoints").glob("step-*"))))
+    wait_until_stuck(running)
     running.send(signal.SIGINT, running.those("command"))
     with pytest.raises(subprocess.TimeoutExpired):
         running.process.wait(1.0)
@@ -198,8 +203,9 @@ def test_a_stop_is_heard_while_workers_deliver_nothing(start: Start) -> None:
 def test_what_is_stuck_is_ended_and_the_checkpoint_named(start: Start, name: str) -> None:
     running = training(start, name)
     phase = "measure" if name == "StuckData" else "evaluate"
-    assert eventually(lambda: running.samples() > STUCK_FROM - 32 if name == "StuckData" else running.phase() == phase)
-    time.sleep(1)  # from the line of the log into the data set
+    if name == "StuckData":
+        wait_until_stuck(running)
+    assert eventually(lambda: running.phase() == phase)
     running.send(signal.SIGTERM, running.those("command"))
     assert running.ends() == 75, running.said
     assert f"did not end within 20 s of SIGTERM (stuck in phase '{phase}')" in running.said
