@@ -73,9 +73,8 @@ class Farewell:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
-        if isinstance(error, Stopped | StoreOutage) and not isinstance(
-            error, stopping.Interrupted
-        ):  # which says so itself
+        says_so_itself = isinstance(error, stopping.Interrupted)
+        if isinstance(error, Stopped | StoreOutage) and not says_so_itself:
             raise type(error)(f"{error}; go on with: {self.command}") from None
 
 

@@ -160,7 +160,7 @@ def _run(
         store.save_decision(spec.name, decision, result.model_dump(mode="json"))
     except StoreError as error:
         kept = f"; the decision is written to {path}, and the same command stores it" if path else ""
-        raise StoreError(f"{error}{kept}") from None
+        raise type(error)(f"{error}{kept}") from None
     if as_json:
         speak.emit_json(plain_json(result))
     answer.tell(console, spec, decision, promised, result, storage=search.storage, isolation=words.isolation)
